@@ -1,0 +1,111 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+// One list of settings for every Swift target, so that no target is written in another dialect.
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+let package = Package(
+  name: "apus",
+  products: [
+    .library(name: "Apus", targets: ["Apus"]),
+    .library(name: "ApusTesting", targets: ["ApusTesting"]),
+    .executable(name: "apus", targets: ["apus-cli"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.2.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
+    .package(url: "https://github.com/apple/swift-nio", from: "2.80.0"),
+    .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.30.0"),
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.20.0", traits: []),
+    .package(url: "https://github.com/swift-server/async-http-client", from: "1.26.0"),
+    .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.6.0"),
+  ],
+  targets: [
+    // C: inner loops and what Swift cannot call.
+    .target(name: "CKernels"),
+    .target(name: "CLinux"),
+
+    // The engine, bottom up.
+    .target(name: "ApusCore", swiftSettings: settings),
+    .target(name: "ApusTokenization", dependencies: ["ApusCore"], swiftSettings: settings),
+    .target(
+      name: "ApusScheduling",
+      dependencies: ["ApusCore", .product(name: "DequeModule", package: "swift-collections")],
+      swiftSettings: settings),
+    .target(name: "ApusTensors", dependencies: ["ApusCore", "CKernels", "CLinux"], swiftSettings: settings),
+    .target(name: "ApusCommunication", dependencies: ["ApusCore", "ApusTensors"], swiftSettings: settings),
+    .target(
+      name: "ApusModels", dependencies: ["ApusCore", "ApusTensors", "ApusCommunication"],
+      swiftSettings: settings),
+    .target(
+      name: "ApusExecution", dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels"],
+      swiftSettings: settings),
+    .target(
+      name: "ApusEngine",
+      dependencies: [
+        "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "CLinux",
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: settings),
+
+    // The edges, which meet the engine only through GenerationService.
+    .target(
+      name: "ApusServer",
+      dependencies: [
+        "ApusCore", "CLinux",
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "HummingbirdTLS", package: "hummingbird"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "Metrics", package: "swift-metrics"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOSSL", package: "swift-nio-ssl"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ], swiftSettings: settings),
+
+    .target(name: "Apus", dependencies: ["ApusCore", "ApusEngine"], swiftSettings: settings),
+    .target(
+      name: "ApusTesting", dependencies: ["ApusCore", "ApusScheduling"], swiftSettings: settings),
+    .target(
+      name: "ApusCommandLine",
+      dependencies: [
+        "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
+        "ApusTesting", "CLinux",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+      ], swiftSettings: settings),
+    .executableTarget(name: "apus-cli", dependencies: ["ApusCommandLine"], path: "Sources/apus", swiftSettings: settings),
+
+    .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusTensorsTests", dependencies: ["ApusCore", "ApusTensors", "CKernels", "CLinux"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusExecutionTests",
+      dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusEngineTests",
+      dependencies: ["Apus", "ApusCore", "ApusEngine", "ApusScheduling", "ApusTesting", "ApusTokenization"],
+      swiftSettings: settings),
+    .testTarget(
+      name: "ApusServerTests",
+      dependencies: [
+        "ApusCore", "ApusServer", "ApusEngine", "ApusTesting",
+        .product(name: "HummingbirdTesting", package: "hummingbird"),
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+      ], swiftSettings: settings),
+  ]
+)

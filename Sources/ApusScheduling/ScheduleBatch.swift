@@ -1,0 +1,146 @@
+public import ApusCore
+
+/// Tokens per K/V page: one constant for scheduler, cache, pools and kernels. A page is the unit of allocation and of
+/// prefix sharing. Sixteen is the width of one vector of float32 in AVX-512, so a page's keys are one register of scores.
+public let kvPageSize = 16
+
+/// One request's share of a step.
+public struct ScheduledRequest: Sendable, Equatable {
+  /// Row of the runner's per-request tables, in 0..<maxRunningRequests.
+  public var slot: Int32
+  /// Tokens whose K/V exist before the step; the position of the first token computed.
+  public var start: Int32
+  /// Tokens computed in the step, at least 1.
+  public var count: Int32
+  /// Index in `ScheduleBatch.tokens` of the first token computed.
+  public var tokenOffset: Int32
+  /// Range in `ScheduleBatch.pages` of the request's page table, which covers positions 0..<start + count.
+  public var pageOffset: Int32
+  public var pageCount: Int32
+  /// The last of the tokens is the one that the step before this one draws. Its value is not known yet (the entry in
+  /// `tokens` is -1): the runner takes it from the slot.
+  public var lastTokenIsInFlight: Bool
+  /// Whether a token is drawn from the last row's logits.
+  public var samples: Bool
+  /// The first position whose *next* token's log-probability is wanted, for prompt log-probabilities; `Int32.max` for
+  /// none. Of the rows computed, those at positions in promptLogprobStart..<promptLogprobEnd are reported.
+  public var promptLogprobStart: Int32
+  public var promptLogprobEnd: Int32
+
+  /// Makes a share.
+  public init(
+    slot: Int32, start: Int32, count: Int32, tokenOffset: Int32, pageOffset: Int32, pageCount: Int32,
+    lastTokenIsInFlight: Bool, samples: Bool, promptLogprobStart: Int32 = .max, promptLogprobEnd: Int32 = .max
+  ) {
+    self.slot = slot
+    self.start = start
+    self.count = count
+    self.tokenOffset = tokenOffset
+    self.pageOffset = pageOffset
+    self.pageCount = pageCount
+    self.lastTokenIsInFlight = lastTokenIsInFlight
+    self.samples = samples
+    self.promptLogprobStart = promptLogprobStart
+    self.promptLogprobEnd = promptLogprobEnd
+  }
+}
+
+/// A request enters a slot: what the runner must know to sample for it.
+public struct SlotAssignment: Sendable {
+  /// The slot.
+  public var slot: Int32
+  /// How to draw. `seed` is always set.
+  public var sampling: SamplingParameters
+  /// Tokens that `minNewTokens` forbids for a while: end-of-sequence and stop tokens.
+  public var stopTokenIDs: [TokenID]
+  /// Which log-probabilities to report.
+  public var logprobs: LogprobOptions?
+  /// All tokens known so far, prompt first. After a retraction the request's earlier outputs are among them.
+  public var tokens: [TokenID]
+  /// How many of `tokens` are the prompt's; the rest count as output for penalties and `minNewTokens`.
+  public var promptCount: Int
+
+  /// Makes an assignment.
+  public init(
+    slot: Int32, sampling: SamplingParameters, stopTokenIDs: [TokenID], logprobs: LogprobOptions?, tokens: [TokenID],
+    promptCount: Int
+  ) {
+    self.slot = slot
+    self.sampling = sampling
+    self.stopTokenIDs = stopTokenIDs
+    self.logprobs = logprobs
+    self.tokens = tokens
+    self.promptCount = promptCount
+  }
+}
+
+/// The scheduler's decision for one step: plain arrays, complete in themselves.
+public struct ScheduleBatch: Sendable {
+  /// Number of the step, counting from 1.
+  public var step: UInt64 = 0
+  /// Slots whose request left since the last batch. Handled before `assigned`.
+  public var released: [Int32] = []
+  /// Slots that a request enters with this batch.
+  public var assigned: [SlotAssignment] = []
+  /// Who computes how much.
+  public var requests: [ScheduledRequest] = []
+  /// Input tokens, flat: request by request. A token in flight is -1.
+  public var tokens: [TokenID] = []
+  /// Page tables, flat: page `p` of a request holds positions p * kvPageSize..<(p + 1) * kvPageSize.
+  public var pages: [Int32] = []
+
+  /// An empty batch.
+  public init() {}
+
+  /// Empties the arrays and keeps their memory.
+  public mutating func removeAll() {
+    released.removeAll(keepingCapacity: true)
+    assigned.removeAll(keepingCapacity: true)
+    requests.removeAll(keepingCapacity: true)
+    tokens.removeAll(keepingCapacity: true)
+    pages.removeAll(keepingCapacity: true)
+  }
+}
+
+/// What a step brought.
+public struct StepResult: Sendable {
+  /// Drawn tokens, flat: request by request in the batch's order. Today one for each request that samples; speculative
+  /// decoding draws several.
+  public var tokens: [TokenID] = []
+  /// How many tokens of `tokens` belong to each request of the batch.
+  public var tokenCounts: [Int32] = []
+  /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
+  public var logprobs: [(index: Int, values: PositionLogprobs)] = []
+  /// Log-probabilities of prompt tokens: (index in the batch's `requests`, position of the token, values). `chosen` is
+  /// filled in by the scheduler's side, which knows the tokens; the runner reports the token it was given.
+  public var promptLogprobs: [(request: Int, position: Int, values: PositionLogprobs)] = []
+  /// Requests whose computation failed alone (for example logits that are not numbers): (index in `requests`, reason).
+  public var failures: [(request: Int, reason: String)] = []
+  /// Seconds that the model ran.
+  public var forwardSeconds = 0.0
+
+  /// An empty result.
+  public init() {}
+
+  /// Empties the arrays and keeps their memory.
+  public mutating func removeAll() {
+    tokens.removeAll(keepingCapacity: true)
+    tokenCounts.removeAll(keepingCapacity: true)
+    logprobs.removeAll(keepingCapacity: true)
+    promptLogprobs.removeAll(keepingCapacity: true)
+    failures.removeAll(keepingCapacity: true)
+    forwardSeconds = 0
+  }
+}
+
+/// Computes steps. The model runner conforms; so does the fake of the simulator.
+///
+/// Batches run in the order in which they were launched. At most two are in flight: the one that runs and the next one,
+/// whose tokens in flight are those that the first one draws.
+public protocol ModelExecutor {
+  /// Hands a batch over; returns as soon as it is queued. The executor keeps no reference to the batch's arrays after
+  /// the matching `wait`.
+  mutating func launch(_ batch: ScheduleBatch)
+  /// Blocks until the oldest launched batch is done and fills in what it brought. `result` arrives empty.
+  mutating func wait(into result: inout StepResult)
+}

@@ -1,0 +1,1 @@
+int apus_kernels_placeholder(void);

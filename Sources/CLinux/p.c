@@ -1,0 +1,1 @@
+int apus_linux_placeholder(void){return 0;}
