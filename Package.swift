@@ -81,7 +81,8 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOCore", package: "swift-nio"),
       ], swiftSettings: settings),
-    .executableTarget(name: "apus-cli", dependencies: ["ApusCommandLine"], path: "Sources/apus", swiftSettings: settings),
+    .executableTarget(
+      name: "apus-cli", dependencies: ["ApusCommandLine"], path: "Sources/apus", swiftSettings: settings),
 
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(

@@ -5,7 +5,7 @@
 public struct EngineError: Error, Sendable, Equatable, CustomStringConvertible {
   /// The kind of an error. A struct over a private enum, so that a new kind breaks no caller's `switch`.
   public struct Code: Sendable, Hashable, CustomStringConvertible {
-    private enum Kind: String { 
+    private enum Kind: String {
       case invalidRequest, promptTooLong, modelNotFound, notFound, unauthorized, forbidden, queueFull, shuttingDown,
         aborted, unsupported, invalidCheckpoint, outOfMemory, timeout, internalFailure
     }

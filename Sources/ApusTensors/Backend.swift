@@ -184,5 +184,6 @@ public protocol Backend: AnyObject, Sendable {
   func logSumExp(logits: Tensor, row: Int) -> Float
 
   /// The `k` largest entries of a row, largest first, ties to the smaller token id.
-  func topK(logits: Tensor, row: Int, k: Int, tokens: UnsafeMutablePointer<TokenID>, values: UnsafeMutablePointer<Float>)
+  func topK(
+    logits: Tensor, row: Int, k: Int, tokens: UnsafeMutablePointer<TokenID>, values: UnsafeMutablePointer<Float>)
 }
