@@ -1,4 +1,5 @@
 public import ApusCore
+public import ApusScheduling
 
 /// Everything that can be chosen about an engine. Only the model is required; the rest follows from hardware and model.
 public struct EngineConfiguration: Sendable {
@@ -21,20 +22,6 @@ public struct EngineConfiguration: Sendable {
   public enum Quantization: String, Sendable, CaseIterable {
     /// int8 weights with a scale per output channel; activations are quantised per token (W8A8).
     case int8
-  }
-
-  /// The order in which waiting requests are admitted.
-  public enum SchedulePolicy: String, Sendable, CaseIterable {
-    /// First come, first served.
-    case fcfs
-    /// Longest cached prefix first.
-    case lpm
-    /// Longest requested output first.
-    case lof
-    /// Depth-first by weight of the prefix tree, so that requests below one prefix follow each other.
-    case dfsWeight = "dfs-weight"
-    /// Most urgent first; may retract less urgent requests.
-    case priority
   }
 
   /// Directory of the checkpoint.
@@ -68,7 +55,7 @@ public struct EngineConfiguration: Sendable {
   /// The share of the memory available at start that weights and K/V pool may take.
   public var memoryFraction = 0.7
   /// The order of admission.
-  public var schedulePolicy = SchedulePolicy.lpm
+  public var schedulePolicy = SchedulingPolicy.firstComeFirstServed
   /// Scales the memory reserved for outputs at admission; larger retracts less and runs fewer requests at once.
   public var scheduleConservativeness = 1.0
   /// Whether prefixes are kept and shared.
