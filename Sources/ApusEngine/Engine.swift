@@ -5,6 +5,7 @@ import ApusScheduling
 import ApusTensors
 import ApusTokenization
 import CLinux
+import Glibc
 import Synchronization
 
 /// A language model, ready to generate, in this process.
@@ -97,7 +98,7 @@ public final class Engine: GenerationService {
   private static func load(
     _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)?
   ) throws(EngineError) -> Engine {
-    let tokenizer = try Tokenizer.load(path: configuration.tokenizerPath ?? configuration.modelPath)
+    let tokenizer = try Tokenizer.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
     let template = try loadTemplate(configuration)
     let backend = CPUBackend(threads: configuration.threads)
     let loaded = try ModelLoader.load(
@@ -330,7 +331,7 @@ public final class Engine: GenerationService {
     statistics.maxQueuedRequests = configuration.maxQueuedRequests
     statistics.rejectedRequests += refused
     statistics.isDraining = isDraining
-    statistics.residentBytes = Int(apus_resident_bytes())
+    statistics.residentBytes = Int(apus_memory_resident())
     return statistics
   }
 

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import Synchronization
 
@@ -27,7 +28,7 @@ enum EngineThread {
       &thread, &attributes,
       { pointer in
         let body = Unmanaged<Body>.fromOpaque(pointer!).takeRetainedValue()
-        _ = String(body.name.prefix(15)).withCString { pthread_setname_np(pthread_self(), $0) }
+        apus_thread_set_name(body.name)
         body.run()
         return nil
       }, body.toOpaque())

@@ -2,13 +2,16 @@ import ApusCore
 import Testing
 
 @Suite struct JSONTests {
-  @Test(arguments: [
+  private static let readable: [(String, JSONValue)] = [
     ("null", JSONValue.null), (" true ", true), ("-0", .int(0)), ("9223372036854775807", .int(.max)),
     ("-9223372036854775808", .int(.min)), ("9223372036854775808", .double(9_223_372_036_854_775_808)),
     ("1.5e3", .double(1500)), ("\"a\\u00e9\\ud83d\\ude00\\n\"", "aé😀\n"), ("[]", []), ("[1,[2]]", [1, [2]]),
     ("{\"b\":1,\"a\":{}}", ["b": 1, "a": [:]]),
-  ])
-  func reads(text: String, value: JSONValue) throws {
+  ]
+
+  @Test(arguments: readable.indices)
+  func reads(index: Int) throws {
+    let (text, value) = Self.readable[index]
     #expect(try JSONValue.parse(text) == value)
   }
 
