@@ -7,7 +7,7 @@ extension RadixCache {
   ///   - heldLocks: for each lock that is out, the node it names. The locks counted in the tree must be exactly these.
   /// - Returns: by page, whether the tree holds it.
   @discardableResult
-  func checkInvariants(capacity: Int, heldLocks: [Int32]) -> [Bool] {
+  package func checkInvariants(capacity: Int, heldLocks: [Int32]) -> [Bool] {
     var isCached = Array(repeating: false, count: capacity)
     var locks = Array(repeating: Int32(0), count: nodes.count)
     for lock in heldLocks {

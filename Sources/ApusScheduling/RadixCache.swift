@@ -378,7 +378,7 @@ public struct RadixCache: ~Copyable {
 /// consumes it.
 public struct PrefixLock: ~Copyable {
   /// The deepest node locked, -1 for the empty prefix.
-  let node: Int32
+  package let node: Int32
 
   fileprivate init(node: Int32) { self.node = node }
 
