@@ -13,7 +13,7 @@ public struct PageAllocator: ~Copyable {
 
   /// Makes an allocator whose pages are all free. The first pages handed out are those with the smallest numbers.
   public init(capacity: Int) {
-    precondition(capacity > 0 && capacity <= Int(Int32.max), "a pool has between 1 and 2^31 - 1 pages")
+    invariant(capacity > 0 && capacity <= Int(Int32.max), "a pool has between 1 and 2^31 - 1 pages")
     self.capacity = capacity
     free = (0..<Int32(capacity)).reversed()
     isFree = Array(repeating: true, count: capacity)
@@ -25,15 +25,15 @@ public struct PageAllocator: ~Copyable {
   /// Hands out a page, or answers `nil` if none is free, which is an ordinary outcome.
   public mutating func allocate() -> Int32? {
     guard let page = free.popLast() else { return nil }
-    precondition(isFree[Int(page)], "page \(page) was handed out although it is in use")
+    invariant(isFree[Int(page)], "page \(page) was handed out although it is in use")
     isFree[Int(page)] = false
     return page
   }
 
   /// Takes a page back.
   public mutating func release(_ page: Int32) {
-    precondition(page >= 0 && Int(page) < capacity, "page \(page) does not exist")
-    precondition(!isFree[Int(page)], "page \(page) was released twice")
+    invariant(page >= 0 && Int(page) < capacity, "page \(page) does not exist")
+    invariant(!isFree[Int(page)], "page \(page) was released twice")
     isFree[Int(page)] = true
     free.append(page)
   }
@@ -43,7 +43,7 @@ public struct PageAllocator: ~Copyable {
 
   /// Stops the process unless stack and marks tell the same story. O(capacity).
   public func checkInvariants() {
-    precondition(free.count == isFree.count(where: { $0 }), "the stack of free pages and their marks differ in number")
-    for page in free { precondition(isFree[Int(page)], "page \(page) is on the stack and not marked free") }
+    invariant(free.count == isFree.count(where: { $0 }), "the stack of free pages and their marks differ in number")
+    for page in free { invariant(isFree[Int(page)], "page \(page) is on the stack and not marked free") }
   }
 }

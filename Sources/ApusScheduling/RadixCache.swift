@@ -72,7 +72,7 @@ public struct RadixCache: ~Copyable {
 
   /// Makes an empty cache.
   public init() {
-    precondition(kvPageSize == SIMD16<TokenID>.scalarCount, "an edge's key holds exactly one page of tokens")
+    invariant(kvPageSize == SIMD16<TokenID>.scalarCount, "an edge's key holds exactly one page of tokens")
   }
 
   /// Pages that `evict` could hand back now.
@@ -153,7 +153,7 @@ public struct RadixCache: ~Copyable {
   ///
   /// - Returns: how many of the pages the tree held already.
   public mutating func insert(_ tokens: [TokenID], pages: [Int32], pageCount: Int, salt: String) -> Int {
-    precondition(pageCount <= pages.count && pageCount * kvPageSize <= tokens.count, "there are fewer pages than named")
+    invariant(pageCount <= pages.count && pageCount * kvPageSize <= tokens.count, "there are fewer pages than named")
     if pageCount == 0 { return 0 }
     let root: Int32
     if let known = roots[salt] {
@@ -197,7 +197,7 @@ public struct RadixCache: ~Copyable {
   public mutating func unlock(_ lock: consuming PrefixLock) {
     var node = lock.node
     while node >= 0 && nodes[Int(node)].parent >= 0 {
-      precondition(nodes[Int(node)].lockCount > 0, "a lock was given back that was never taken")
+      invariant(nodes[Int(node)].lockCount > 0, "a lock was given back that was never taken")
       nodes[Int(node)].lockCount -= 1
       if nodes[Int(node)].lockCount == 0 {
         lockedPages -= nodes[Int(node)].pages.count
@@ -217,7 +217,7 @@ public struct RadixCache: ~Copyable {
     var remaining = count
     while remaining > 0 && oldest >= 0 {
       let node = oldest
-      precondition(nodes[Int(node)].childCount == 0, "the oldest unlocked node has children")
+      invariant(nodes[Int(node)].childCount == 0, "the oldest unlocked node has children")
       let taken = min(remaining, nodes[Int(node)].pages.count)
       for _ in 0..<taken { allocator.release(nodes[Int(node)].pages.removeLast()) }
       remaining -= taken
@@ -234,7 +234,7 @@ public struct RadixCache: ~Copyable {
 
   /// Hands every page back. Nothing may be locked.
   public mutating func removeAll(into allocator: inout PageAllocator) {
-    precondition(lockedPages == 0, "the cache is emptied while \(lockedPages) of its pages are in use")
+    invariant(lockedPages == 0, "the cache is emptied while \(lockedPages) of its pages are in use")
     for node in nodes where node.isUsed {
       for page in node.pages { allocator.release(page) }
     }
@@ -378,7 +378,7 @@ public struct RadixCache: ~Copyable {
 /// consumes it.
 public struct PrefixLock: ~Copyable {
   /// The deepest node locked, -1 for the empty prefix.
-  let node: Int32
+  package let node: Int32
 
   fileprivate init(node: Int32) { self.node = node }
 
@@ -386,6 +386,6 @@ public struct PrefixLock: ~Copyable {
   consuming func end() { discard self }
 
   deinit {
-    precondition(node < -1, "a lock on a prefix was dropped and not given back")
+    invariant(node < -1, "a lock on a prefix was dropped and not given back")
   }
 }

@@ -109,7 +109,7 @@ final class Req {
   /// The first prompt position whose logits are still wanted, for the log-probability of the token after it; `nil` for
   /// none.
   var nextPromptRow: Int? {
-    guard let start = logprobs?.promptStart else { return nil }
+    guard !hasStarted, let start = logprobs?.promptStart else { return nil }
     // Rows are reported in order, each for the position after it: the next one follows from what is there.
     let row = start + promptLogprobs.count - 1
     return row < promptCount - 1 ? row : nil

@@ -95,7 +95,7 @@ extension Scheduler {
 
   /// Gives a request its slot, its cached prefix and its first chunk.
   private mutating func enter(_ req: Req, into batch: inout ScheduleBatch, budget: inout Int) {
-    guard let slot = freeSlots.popLast() else { preconditionFailure("a request was admitted without a slot") }
+    guard let slot = freeSlots.popLast() else { fatalError("a request was admitted without a slot") }
     slots[Int(slot)] = req
     req.slot = slot
     req.state = .running
@@ -122,7 +122,7 @@ extension Scheduler {
         tokens: req.tokens, promptCount: req.promptCount))
     let count = chunk(req.extendCount, for: req, budget: budget)
     let isScheduled = count > 0 && schedule(req, count: count, into: &batch)
-    precondition(isScheduled, "a request was admitted for which there is no page")
+    invariant(isScheduled, "a request was admitted for which there is no page")
     budget -= count
   }
 
@@ -267,7 +267,7 @@ extension Scheduler {
   /// to be used if it returns in time and the first to be evicted for others if it does not.
   private mutating func retract(_ req: Req) {
     guard let index = running.firstIndex(where: { $0 === req }) else {
-      preconditionFailure("only a running request can be retracted")
+      fatalError("only a running request can be retracted")
     }
     running.remove(at: index)
     req.state = .retracting

@@ -123,8 +123,8 @@ public struct Scheduler: ~Copyable {
       events.append(.rejected(handle: submission.handle, error))
       return
     }
-    precondition(live[submission.handle] == nil, "handle \(submission.handle) is in use")
-    precondition(submission.sampling.seed != nil, "a submission's seed is drawn before it is submitted")
+    invariant(live[submission.handle] == nil, "handle \(submission.handle) is in use")
+    invariant(submission.sampling.seed != nil, "a submission's seed is drawn before it is submitted")
     arrivals += 1
     let req = Req(submission, arrival: arrivals, contextLength: configuration.contextLength)
     live[req.handle] = req
@@ -180,7 +180,7 @@ public struct Scheduler: ~Copyable {
   /// - Returns: whether there is a step to launch. If not, and nothing is in flight, only a command can change that.
   /// - Precondition: at most one step is in flight. A batch returned is launched, and completed in order.
   public mutating func next(into batch: inout ScheduleBatch) -> Bool {
-    precondition(stepsInFlight < 2, "a third step would be in flight")
+    invariant(stepsInFlight < 2, "a third step would be in flight")
     while true {
       batch.removeAll()
       var budget = configuration.tokenBudget
@@ -260,7 +260,7 @@ public struct Scheduler: ~Copyable {
       batch.tokens.append(contentsOf: req.tokens[start..<min(end, req.tokens.count)])
       if inFlight { batch.tokens.append(-1) }
     }
-    precondition(batch.tokens.count - tokenOffset == count, "only the last token of a share may be in flight")
+    invariant(batch.tokens.count - tokenOffset == count, "only the last token of a share may be in flight")
 
     let samples = req.extendCount == count && req.maxOutputs > 0
     var share = ScheduledRequest(
@@ -282,7 +282,7 @@ public struct Scheduler: ~Copyable {
   private mutating func takePage() -> Int32 {
     if let page = allocator.allocate() { return page }
     cache.evict(1, into: &allocator)
-    guard let page = allocator.allocate() else { preconditionFailure("a page was counted on that is not there") }
+    guard let page = allocator.allocate() else { fatalError("a page was counted on that is not there") }
     return page
   }
 
@@ -294,8 +294,8 @@ public struct Scheduler: ~Copyable {
   ///   - batch: the step, as `next` decided it.
   ///   - result: what the executor reported. Lists that name requests or tokens are in ascending order.
   public mutating func complete(_ batch: ScheduleBatch, _ result: StepResult) {
-    precondition(batch.step == completedStep + 1 && batch.step <= launchedStep, "steps complete in the order of launch")
-    precondition(result.tokenCounts.count == batch.requests.count, "the result belongs to another batch")
+    invariant(batch.step == completedStep + 1 && batch.step <= launchedStep, "steps complete in the order of launch")
+    invariant(result.tokenCounts.count == batch.requests.count, "the result belongs to another batch")
     completedStep = batch.step
     releaseRetiredPages()
 
@@ -306,7 +306,7 @@ public struct Scheduler: ~Copyable {
     var hasEnds = false
     for index in batch.requests.indices {
       let share = batch.requests[index]
-      guard let req = slots[Int(share.slot)] else { preconditionFailure("slot \(share.slot) was given away in flight") }
+      guard let req = slots[Int(share.slot)] else { fatalError("slot \(share.slot) was given away in flight") }
       req.inFlightCount -= 1
       if share.samples { req.pendingDraws -= 1 }
 
@@ -331,7 +331,7 @@ public struct Scheduler: ~Copyable {
           // Nothing of the request goes into the tree from here on: its K/V are not to be trusted.
           finish(req, .abort(failure), keepsPrefix: false, compacts: false)
         } else {
-          precondition(drawn.count == (share.samples ? 1 : 0), "a share that samples draws one token")
+          invariant(drawn.count == (share.samples ? 1 : 0), "a share that samples draws one token")
           req.computedCount = Int(share.start + share.count)
           for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
           if req.isFillingCache && req.state == .running { checkpoint(req) }
@@ -347,7 +347,7 @@ public struct Scheduler: ~Copyable {
       if req.state == .finishing || req.state == .retracting { hasEnds = true }
       if req.inFlightCount == 0 { leave(req) }
     }
-    precondition(
+    invariant(
       tokenIndex == result.tokens.count && promptIndex == result.promptLogprobs.count
         && logprobIndex == result.logprobs.count && failureIndex == result.failures.count,
       "the result's lists are not in the batch's order")
@@ -362,7 +362,7 @@ public struct Scheduler: ~Copyable {
   private mutating func appendPromptLogprobs(
     _ entry: (request: Int, position: Int, values: PositionLogprobs), to req: Req
   ) {
-    precondition(entry.position - 1 == req.nextPromptRow, "prompt log-probabilities come in order, each once")
+    invariant(entry.position - 1 == req.nextPromptRow, "prompt log-probabilities come in order, each once")
     var values = entry.values
     values.chosen.token = req.tokens[entry.position]
     req.promptLogprobs.append(values)
@@ -413,13 +413,13 @@ public struct Scheduler: ~Copyable {
       // In `complete` the caller lets go, after it has read all that concerns the request.
       if req.inFlightCount == 0 && compacts { leave(req) }
     case .retracting: removeFromWaiting(req)
-    case .finishing: preconditionFailure("a request ended twice")
+    case .finishing: fatalError("a request ended twice")
     }
   }
 
   private mutating func removeFromWaiting(_ req: Req) {
     guard let index = waiting.firstIndex(where: { $0 === req }) else {
-      preconditionFailure("a waiting request is not in the queue")
+      fatalError("a waiting request is not in the queue")
     }
     waiting.remove(at: index)
   }
@@ -427,7 +427,7 @@ public struct Scheduler: ~Copyable {
   /// Lets go of what a request holds that is no longer running and that no launched step names.
   mutating func leave(_ req: Req) {
     guard req.state == .finishing || req.state == .retracting, req.slot >= 0 else { return }
-    precondition(req.inFlightCount == 0 && req.pendingDraws == 0, "a step in flight still names the request")
+    invariant(req.inFlightCount == 0 && req.pendingDraws == 0, "a step in flight still names the request")
     leavingPages -= req.pages.count
     checkpoint(req)
     if let lock = req.lock.take() { cache.unlock(lock) }
@@ -453,7 +453,7 @@ public struct Scheduler: ~Copyable {
     // reads them. present..<count have just become the tree's.
     for page in req.pages[req.sharedPages..<max(present, req.sharedPages)] { retire(page) }
     let match = cache.matchPrefix(req.tokens, pageLimit: count, salt: req.salt)
-    precondition(match.pageCount == count, "the tree lost what was just inserted")
+    invariant(match.pageCount == count, "the tree lost what was just inserted")
     cache.copyPages(of: match, to: &req.pages)
     let newLock = cache.lock(match)
     if let oldLock = req.lock.take() { cache.unlock(oldLock) }

@@ -24,12 +24,20 @@ struct Scenario {
     configuration.maxRunningRequests = random.chance(0.3) ? Int.random(in: 1...3, using: &random) : 16
     configuration.maxQueuedRequests = random.chance(0.2) ? Int.random(in: 1...3, using: &random) : 200
     configuration.policy = SchedulingPolicy.allCases.randomElement(using: &random) ?? .firstComeFirstServed
-    configuration.conservativeness = random.chance(0.3) ? 0.05 : 1
+    configuration.conservativeness = random.chance(0.5) ? 0.05 : 1
     configuration.preemptionThreshold = Int.random(in: 1...10, using: &random)
     configuration.cachesPrefixes = random.chance(0.85)
     configuration.sharesPrefixesInBatch = random.chance(0.8)
+    // Many requests that grow together in a pool that holds each of them, but not all: retraction upon retraction.
+    let isCrowded = random.chance(0.3)
+    if isCrowded {
+      configuration.pageCount = Int.random(in: 16...40, using: &random)
+      configuration.contextLength = configuration.pageCount * kvPageSize
+      configuration.conservativeness = 0.05
+      configuration.maxRunningRequests = 16
+    }
     self.configuration = configuration
-    model = FakeModel(vocabularySize: random.chance(0.5) ? 20 : 1000)
+    model = FakeModel(vocabularySize: !isCrowded && random.chance(0.5) ? 20 : 1000)
 
     let sharesPrefixes = random.chance(0.8)
     let aborts = random.chance(0.5)
@@ -38,7 +46,8 @@ struct Scenario {
     let salts = random.chance(0.3)
     let logprobs = random.chance(0.4)
     let flushes = random.chance(0.2)
-    let stops = random.chance(0.5)
+    let stops = !isCrowded && random.chance(0.5)
+    let longest = isCrowded ? 250 : random.chance(0.5) ? 150 : 40
     let drains = random.chance(0.1)
     fails = random.chance(0.1)
 
@@ -57,7 +66,7 @@ struct Scenario {
       let handle = UInt64(index + 1)
       var sampling = SamplingParameters()
       sampling.seed = UInt64.random(in: 0...3, using: &random)
-      sampling.maxNewTokens = random.chance(0.1) ? nil : Int.random(in: 0...60, using: &random)
+      sampling.maxNewTokens = !isCrowded && random.chance(0.1) ? nil : Int.random(in: 0...longest, using: &random)
       sampling.stopTokenIDs = stops ? [3] : []
       sampling.ignoreEOS = random.chance(0.5)
       var tokens = sharesPrefixes ? stems.randomElement(using: &random) ?? [] : []
