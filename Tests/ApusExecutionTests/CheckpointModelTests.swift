@@ -55,7 +55,8 @@ struct CheckpointModelTests {
         var all = requests
         for _ in 0..<(backend is ReferenceBackend ? 4 : 32) {
           var request = DriverRequest(
-            prompt: (0..<Int.random(in: 1...60, using: &generator)).map { _ in .random(in: 3..<500, using: &generator) },
+            prompt: (0..<Int.random(in: 1...60, using: &generator)).map { _ in .random(in: 3..<500, using: &generator)
+            },
             newTokens: .random(in: 1...80, using: &generator))
           request.sampling = SamplingParameters()
           request.sampling.seed = generator.next()

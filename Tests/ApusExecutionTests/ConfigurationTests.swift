@@ -63,8 +63,10 @@ struct ConfigurationTests {
       ([("hidden_size", 66)], .invalidCheckpoint, "multiple"),
       ([("num_key_value_heads", 3)], .invalidCheckpoint, "multiple"),
       ([("rope_scaling", ["rope_type": "linear"])], .invalidCheckpoint, "factor"),
-      ([("rope_scaling", ["rope_type": "longrope", "short_factor": [1], "long_factor": [1]])], .invalidCheckpoint,
-        "8 positive numbers"),
+      (
+        [("rope_scaling", ["rope_type": "longrope", "short_factor": [1], "long_factor": [1]])], .invalidCheckpoint,
+        "8 positive numbers"
+      ),
       ([("rope_scaling", "linear")], .invalidCheckpoint, "object"),
       ([("rope_theta", 0.5)], .invalidCheckpoint, "rope_theta"),
       ([("eos_token_id", "x")], .invalidCheckpoint, "eos_token_id"),

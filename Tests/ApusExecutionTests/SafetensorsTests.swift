@@ -16,7 +16,9 @@ private final class TemporaryDirectory {
 
   deinit { try? FileManager.default.removeItem(atPath: path) }
 
-  func write(_ name: String, _ bytes: [UInt8]) throws { try Data(bytes).write(to: URL(fileURLWithPath: path + "/" + name)) }
+  func write(_ name: String, _ bytes: [UInt8]) throws {
+    try Data(bytes).write(to: URL(fileURLWithPath: path + "/" + name))
+  }
   func write(_ name: String, _ text: String) throws { try write(name, Array(text.utf8)) }
 }
 
@@ -44,7 +46,8 @@ private func safetensors(_ tensors: [FileTensor], padding: Int = 0) -> [UInt8] {
   for tensor in tensors {
     let end = data.count + tensor.bytes.count
     entries.append(
-      "\"\(tensor.name)\":{\"dtype\":\"\(tensor.type)\",\"shape\":\(tensor.shape),\"data_offsets\":[\(data.count),\(end)]}")
+      "\"\(tensor.name)\":{\"dtype\":\"\(tensor.type)\",\"shape\":\(tensor.shape),\"data_offsets\":[\(data.count),\(end)]}"
+    )
     data += tensor.bytes
   }
   return safetensors(header: "{\(entries.joined(separator: ","))}" + String(repeating: " ", count: padding), data: data)
@@ -146,27 +149,44 @@ struct SafetensorsTests {
       (Array("GGUF".utf8) + [UInt8](repeating: 0xFF, count: 60), ["not a safetensors file"]),
       (safetensors(header: "[1,2]", data: []), ["header"]),
       (safetensors(header: "{\"a\":{\"dtype\":\"F32\"}}", data: []), ["a", "shape"]),
-      (safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
-        ["non-negative"]),
-      (safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", data: [0, 0, 0, 0]),
-        ["data_offsets"]),
-      (safetensors(header: "{\"a\":{\"dtype\":\"Q9\",\"shape\":[1],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
-        ["unknown type Q9"]),
-      (safetensors(
-        header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,16],\"data_offsets\":[0,4]}}",
-        data: [0, 0, 0, 0]), ["too large"]),
-      (safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
-        ["needs 8 bytes"]),
-      (safetensors(
-        header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[3],\"data_offsets\":[0,3]},"
-          + "\"b\":{\"dtype\":\"I8\",\"shape\":[3],\"data_offsets\":[2,5]}}", data: [0, 0, 0, 0, 0]),
-        ["b", "overlaps"]),
-      (safetensors(
-        header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-          + "\"b\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[3,4]}}", data: [0, 0, 0, 0]), ["b", "ends at byte 1"]),
-      (safetensors(
-        header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-          + "\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[1,2]}}", data: [0, 0]), ["listed twice"]),
+      (
+        safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
+        ["non-negative"]
+      ),
+      (
+        safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", data: [0, 0, 0, 0]),
+        ["data_offsets"]
+      ),
+      (
+        safetensors(header: "{\"a\":{\"dtype\":\"Q9\",\"shape\":[1],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
+        ["unknown type Q9"]
+      ),
+      (
+        safetensors(
+          header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,16],\"data_offsets\":[0,4]}}",
+          data: [0, 0, 0, 0]), ["too large"]
+      ),
+      (
+        safetensors(header: "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", data: [0, 0, 0, 0]),
+        ["needs 8 bytes"]
+      ),
+      (
+        safetensors(
+          header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[3],\"data_offsets\":[0,3]},"
+            + "\"b\":{\"dtype\":\"I8\",\"shape\":[3],\"data_offsets\":[2,5]}}", data: [0, 0, 0, 0, 0]),
+        ["b", "overlaps"]
+      ),
+      (
+        safetensors(
+          header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+            + "\"b\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[3,4]}}", data: [0, 0, 0, 0]),
+        ["b", "ends at byte 1"]
+      ),
+      (
+        safetensors(
+          header: "{\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+            + "\"a\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[1,2]}}", data: [0, 0]), ["listed twice"]
+      ),
       (changed { $0.removeAll { $0.name.contains("v_proj") } }, ["self_attn.v_proj.weight", "missing", "[4, 8]"]),
       (changed { $0[2].shape = [4, 16] }, ["q_proj", "[4, 16]", "[8, 8]"]),
       (changed { $0[2].type = "I32" }, ["q_proj", "I32", "F32, F16 or BF16"]),

@@ -111,7 +111,10 @@ struct SamplingTests {
     var outputs: [DriverOutput] = []
     // Alone, and among others that make blocks and prompts overlap.
     outputs.append(run(model, [request])[0])
-    outputs.append(run(model, [DriverRequest](repeating: DriverRequest(prompt: prompt, newTokens: 9), count: 5) + [request], seed: 3)[5])
+    outputs.append(
+      run(
+        model, [DriverRequest](repeating: DriverRequest(prompt: prompt, newTokens: 9), count: 5) + [request], seed: 3)[
+          5])
     #expect(outputs[0] == outputs[1])
 
     func check(_ values: PositionLogprobs, prefix: [TokenID], chosen: TokenID) throws {
