@@ -101,7 +101,7 @@ public enum ModelLoader {
     case .dummy(let seed):
       store = DummyWeights(
         seed: seed, initializerRange: configuration.initializerRange,
-        dtype: options.dtype ?? configuration.dtype ?? .float32)
+        dtype: options.dtype ?? configuration.dtype ?? .float32, filler: backend as? CPUBackend)
     }
     return try load(
       configuration, generation: generation, store: store, options: options, backend: backend, progress: progress)

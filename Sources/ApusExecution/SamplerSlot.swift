@@ -81,7 +81,7 @@ struct SamplerSlot {
   ///
   /// - Parameter position: of the token to be drawn, counted from the start of the prompt.
   mutating func prepare(_ logits: Tensor, row index: Int, position: Int, backend: any Backend) {
-    row.uniform = uniformNumber(seed: seed, position: UInt64(position))
+    row.uniform = CPUBackend.uniform(seed: seed, position: UInt64(position))
     if !seenTokens.isEmpty {
       backend.applyPenalties(
         logits: logits, row: index, tokens: seenTokens, outputCounts: outputCounts, count: seenTokens.count,
@@ -105,16 +105,4 @@ extension Backend {
       logits: logits, row: row, tokens: &token, outputCounts: &count, count: 1, repetition: 1, frequency: -value,
       presence: 0)
   }
-}
-
-/// The uniform number in [0, 1) of a draw, a function of seed and position alone: two rounds of the splitmix64 output
-/// function, of which the upper 24 bits are taken.
-func uniformNumber(seed: UInt64, position: UInt64) -> Float {
-  func mix(_ value: UInt64) -> UInt64 {
-    var z = value &+ 0x9E37_79B9_7F4A_7C15
-    z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-    return z ^ z >> 31
-  }
-  return Float(UInt32(truncatingIfNeeded: mix(mix(seed) ^ position) >> 40)) * 0x1p-24
 }

@@ -66,8 +66,12 @@ public final class LanguageModel: Sendable {
     let rotary = try RotaryTable(
       configuration.rotary, contextLength: context, maxPositionEmbeddings: configuration.maxPositionEmbeddings,
       backend: backend)
+    // A tied matrix may be stored under either of its two names.
+    let tableName =
+      configuration.tiedEmbeddings && !store.contains("model.embed_tokens.weight") && store.contains("lm_head.weight")
+      ? "lm_head" : "model.embed_tokens"
     let table = try loader.embedding(
-      "model.embed_tokens", rows: configuration.vocabularySize, columns: configuration.hiddenSize)
+      tableName, rows: configuration.vocabularySize, columns: configuration.hiddenSize)
     var operations: [Operation] = [
       .compute("embedding") { state in
         backend.embed(

@@ -282,7 +282,8 @@ public final class ReferenceBackend: Backend {
     logits: Tensor, rows: UnsafePointer<SamplingRow>, tokens: UnsafeMutablePointer<TokenID>
   ) {
     for row in 0..<logits.rows {
-      tokens[row] = draw(Array(UnsafeBufferPointer(start: logits.float32 + row * logits.stride, count: logits.columns)), rows[row])
+      tokens[row] = draw(
+        Array(UnsafeBufferPointer(start: logits.float32 + row * logits.stride, count: logits.columns)), rows[row])
     }
   }
 

@@ -47,7 +47,14 @@ extension JSONValue {
 }
 
 /// The backends that every model test runs on.
-let testBackends: [any Backend] = [ReferenceBackend()]
+let testBackends: [any Backend] = {
+  var backends: [any Backend] = [ReferenceBackend()]
+  // Every level of instructions that this machine has, with different numbers of threads.
+  for (index, level) in InstructionSet.allCases.enumerated() {
+    if let backend = try? CPUBackend(threads: 1 + index % 3, isa: level) { backends.append(backend) }
+  }
+  return backends
+}()
 
 /// A tiny model with random weights.
 func makeTinyModel(

@@ -15,25 +15,27 @@ public final class DummyWeights: WeightStore {
   private let seed: UInt64
   private let scale: Float
   private let storage: DType
-  private let absent: Set<String>
+  private let filler: CPUBackend?
 
   /// Describes random weights.
   /// - Parameters:
   ///   - seed: another seed gives other weights.
   ///   - initializerRange: standard deviation of matrices and biases.
   ///   - dtype: numbers are rounded to this type, as a checkpoint would store them.
-  ///   - absent: names that this checkpoint does not have.
-  public init(seed: UInt64 = 0, initializerRange: Float = 0.02, dtype: DType = .float32, absent: Set<String> = []) {
+  ///   - filler: makes the numbers on its threads; without one a plain loop makes the same numbers.
+  public init(
+    seed: UInt64 = 0, initializerRange: Float = 0.02, dtype: DType = .float32, filler: CPUBackend? = nil
+  ) {
     precondition([.float32, .float16, .bfloat16].contains(dtype))
     self.seed = seed
     self.scale = initializerRange * Float(3).squareRoot()
     self.storage = dtype
-    self.absent = absent
+    self.filler = filler
   }
 
-  public func contains(_ name: String) -> Bool { !absent.contains(name) }
+  public func contains(_ name: String) -> Bool { true }
 
-  public func dtype(of name: String) -> DType? { contains(name) ? storage : nil }
+  public func dtype(of name: String) -> DType? { storage }
 
   public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
     let count = shape.reduce(1, *)
@@ -44,6 +46,18 @@ public final class DummyWeights: WeightStore {
     let offset: Float = role == .norm ? 1 : 0
     let scale = role == .norm ? 0.1 : scale
     let key = Self.key(name: name, seed: seed)
+    if let filler {
+      try filler.fillUniform(address, dtype: storage, count: count, key: key, scale: scale, offset: offset)
+    } else {
+      fill(address, count: count, key: key, scale: scale, offset: offset)
+    }
+    return WeightSource(
+      address: UnsafeRawPointer(address), dtype: storage, rows: shape.count == 1 ? 1 : shape[0],
+      columns: shape.last!, owner: owner)
+  }
+
+  /// The plain twin of `CPUBackend.fillUniform`.
+  private func fill(_ address: UnsafeMutableRawPointer, count: Int, key: UInt64, scale: Float, offset: Float) {
     switch storage {
     case .float32:
       let numbers = address.assumingMemoryBound(to: Float.self)
@@ -58,12 +72,9 @@ public final class DummyWeights: WeightStore {
     default:
       let numbers = address.assumingMemoryBound(to: UInt16.self)
       for index in 0..<count {
-        numbers[index] = halfPrecisionBits(Self.element(index, key: key, offset: offset, scale: scale))
+        numbers[index] = Float16(Self.element(index, key: key, offset: offset, scale: scale)).bitPattern
       }
     }
-    return WeightSource(
-      address: UnsafeRawPointer(address), dtype: storage, rows: shape.count == 1 ? 1 : shape[0],
-      columns: shape.last!, owner: owner)
   }
 
   /// The key of a weight.
@@ -85,13 +96,4 @@ public final class DummyWeights: WeightStore {
     let u = Float(UInt32(truncatingIfNeeded: z >> 40)) * 0x1p-24
     return offset + scale * (2 * u - 1)
   }
-}
-
-/// The bits of a finite number in half precision, rounded to nearest with ties to even.
-func halfPrecisionBits(_ value: Float) -> UInt16 {
-  #if arch(arm64) || os(Linux)
-    return Float16(value).bitPattern
-  #else
-    #error("Half precision is not available on this platform.")
-  #endif
 }

@@ -56,7 +56,8 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var parameterCount: Int {
     let query = queryHeads * headDimension
     let keyValue = 2 * kvHeads * headDimension
-    var layer = hiddenSize * (query + keyValue) + query * hiddenSize + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
+    var layer =
+      hiddenSize * (query + keyValue) + query * hiddenSize + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
     if qkvBias { layer += query + keyValue }
     if attentionOutputBias { layer += hiddenSize }
     if mlpBias { layer += 2 * intermediateSize + hiddenSize }
