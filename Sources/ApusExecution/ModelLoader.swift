@@ -1,0 +1,189 @@
+public import ApusCore
+public import ApusModels
+import ApusScheduling
+public import ApusTensors
+import CLinux
+
+/// What to load and how much it may take.
+public struct ModelOptions: Sendable {
+  /// Where weights come from.
+  public enum LoadFormat: Sendable, Equatable {
+    /// The directory's safetensors files.
+    case safetensors
+    /// Random weights of the shapes in `config.json`, for benchmarks and tests.
+    case dummy(seed: UInt64)
+  }
+
+  /// The checkpoint directory.
+  public var path: String
+  /// See `LoadFormat`.
+  public var loadFormat = LoadFormat.safetensors
+  /// The format of the weights; `nil` keeps the checkpoint's.
+  public var dtype: DType?
+  /// Whether linear layers are stored as int8, with activations rounded to int8 per token.
+  public var quantizeToInt8 = false
+  /// The format of the K/V cache; `nil` takes bfloat16, or float32 where the weights are float32.
+  public var kvDType: DType?
+  /// The longest sequence; `nil` takes the model's own.
+  public var contextLength: Int?
+  /// The most tokens computed in one step.
+  public var maxTokensPerStep = 2048
+  /// The most requests that run at once.
+  public var maxRunningRequests = 256
+  /// The share of the memory still free after loading that the K/V cache may take.
+  public var memoryFraction = 0.8
+  /// Bytes of the K/V cache; `nil` derives them from `memoryFraction`.
+  public var kvCacheBytes: Int?
+  /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
+  public var kvCacheTokens: Int?
+
+  /// Options for a directory; all else has defaults.
+  public init(path: String) { self.path = path }
+}
+
+/// What was loaded, in numbers.
+public struct ModelDescription: Sendable {
+  /// The class in `config.json`.
+  public var architecture: String
+  public var parameterCount: Int
+  public var layerCount: Int
+  /// The longest sequence, prompt and output together.
+  public var contextLength: Int
+  public var vocabularySize: Int
+  /// The weights' format, such as `bfloat16` or `int8`.
+  public var dtype: String
+  /// Bytes of the packed weights.
+  public var weightBytes: Int
+  /// The K/V cache's format, its pages and bytes, and what one token takes.
+  public var kvDtype: String
+  public var kvPageCount: Int
+  public var kvCacheBytes: Int
+  public var kvBytesPerToken: Int
+  public var maxTokensPerStep: Int
+  public var maxRunningRequests: Int
+  /// End-of-sequence tokens: `generation_config.json`'s, else `config.json`'s.
+  public var eosTokenIDs: [TokenID]
+  public var bosTokenID: TokenID?
+  public var samplingDefaults: SamplingDefaults
+  /// The backend's name.
+  public var backend: String
+
+  /// Tokens that the K/V cache holds.
+  public var kvCapacityTokens: Int { kvPageCount * kvPageSize }
+}
+
+/// A model ready to run.
+public struct LoadedModel: Sendable {
+  /// Computes steps on the caller's thread.
+  public let steps: StepRunner
+  public let description: ModelDescription
+
+  /// A runner with a thread of its own. Make one at most.
+  public func makeRunner() -> ModelRunner { ModelRunner(steps) }
+}
+
+/// Turns a checkpoint directory into a model ready to run.
+public enum ModelLoader {
+  /// Loads a model.
+  ///
+  /// - Parameter progress: called with bytes read so far and in all, on the calling thread.
+  /// - Throws: `invalidCheckpoint` or `unsupported` with a sentence naming file, tensor and expectation; `outOfMemory`;
+  ///   `invalidRequest` for impossible options.
+  public static func load(
+    _ options: ModelOptions, backend: any Backend, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+  ) throws(EngineError) -> LoadedModel {
+    let configuration = try ModelConfiguration(directory: options.path)
+    let generation = try GenerationConfiguration(
+      directory: options.path, vocabularySize: configuration.vocabularySize)
+    let store: any WeightStore
+    switch options.loadFormat {
+    case .safetensors: store = try SafetensorsCheckpoint(directory: options.path)
+    case .dummy(let seed):
+      store = DummyWeights(
+        seed: seed, initializerRange: configuration.initializerRange,
+        dtype: options.dtype ?? configuration.dtype ?? .float32, filler: backend as? CPUBackend)
+    }
+    return try load(
+      configuration, generation: generation, store: store, options: options, backend: backend, progress: progress)
+  }
+
+  /// Loads a model whose configuration and weights are already at hand; `options.path` is not looked at.
+  public static func load(
+    _ configuration: ModelConfiguration, generation: GenerationConfiguration = GenerationConfiguration(),
+    store: any WeightStore, options: ModelOptions, backend: any Backend,
+    progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+  ) throws(EngineError) -> LoadedModel {
+    func require(_ condition: Bool, _ field: String, _ sentence: String) throws(EngineError) {
+      if !condition { throw EngineError(.invalidRequest, "\(field) \(sentence).", parameter: field) }
+    }
+    let numberFormats: [DType?] = [nil, .float32, .float16, .bfloat16]
+    try require(numberFormats.contains(options.dtype), "dtype", "must be float32, float16 or bfloat16")
+    try require(numberFormats.contains(options.kvDType), "kv_cache_dtype", "must be float32, float16 or bfloat16")
+    try require(options.maxTokensPerStep >= 1, "max_tokens_per_step", "must be at least 1")
+    try require(options.maxRunningRequests >= 1, "max_running_requests", "must be at least 1")
+    try require(
+      options.memoryFraction > 0 && options.memoryFraction <= 1, "memory_fraction", "must be in (0, 1]")
+
+    let model = try LanguageModel(
+      configuration, store: store, backend: backend,
+      options: WeightOptions(dtype: options.dtype, quantizeToInt8: options.quantizeToInt8),
+      contextLength: options.contextLength, progress: progress)
+    let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
+    let bytesPerPage = KVPool.bytesPerPage(
+      layerCount: configuration.layerCount, kvHeads: model.kvHeads, headDimension: configuration.headDimension,
+      dtype: kvDType)
+    let activations = StepRunner.activationBytes(
+      configuration, shape: model.activationShape, maxTokensPerStep: options.maxTokensPerStep,
+      maxRunningRequests: options.maxRunningRequests)
+    let pageCount = try pageCount(
+      options: options, bytesPerPage: bytesPerPage, contextLength: model.contextLength, activationBytes: activations)
+    let pool = try KVPool(
+      layerCount: configuration.layerCount, pageCount: pageCount, kvHeads: model.kvHeads,
+      headDimension: configuration.headDimension, dtype: kvDType, backend: backend)
+    let steps = try StepRunner(
+      model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
+      maxRunningRequests: options.maxRunningRequests)
+
+    let description = ModelDescription(
+      architecture: configuration.architecture, parameterCount: configuration.parameterCount,
+      layerCount: configuration.layerCount, contextLength: model.contextLength,
+      vocabularySize: configuration.vocabularySize, dtype: options.quantizeToInt8 ? "int8" : model.dtype.name,
+      weightBytes: model.weightBytes, kvDtype: kvDType.name, kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
+      kvBytesPerToken: bytesPerPage / kvPageSize, maxTokensPerStep: options.maxTokensPerStep,
+      maxRunningRequests: options.maxRunningRequests,
+      eosTokenIDs: generation.eosTokenIDs.isEmpty ? configuration.eosTokenIDs : generation.eosTokenIDs,
+      bosTokenID: generation.bosTokenID ?? configuration.bosTokenID, samplingDefaults: generation.sampling,
+      backend: backend.name)
+    return LoadedModel(steps: steps, description: description)
+  }
+
+  /// Pages of the K/V cache: what the budget allows, and at most twice what all running requests can fill.
+  private static func pageCount(
+    options: ModelOptions, bytesPerPage: Int, contextLength: Int, activationBytes: Int
+  ) throws(EngineError) -> Int {
+    let budget: Int
+    if let tokens = options.kvCacheTokens {
+      let pages = (tokens + kvPageSize - 1) / kvPageSize
+      let bytes = pages.multipliedReportingOverflow(by: bytesPerPage)
+      budget = bytes.overflow ? .max : bytes.partialValue
+    } else if let bytes = options.kvCacheBytes {
+      budget = bytes
+    } else {
+      let available = Int(clamping: apus_memory_available()) - activationBytes
+      budget = Int(Double(max(available, 0)) * options.memoryFraction)
+    }
+    let pagesPerRequest = (contextLength + kvPageSize - 1) / kvPageSize
+    // Half for running requests at their longest, half to keep the prefixes of finished ones.
+    let useful = pagesPerRequest.multipliedReportingOverflow(by: 2 * options.maxRunningRequests)
+    let limit = useful.overflow ? Int(Int32.max) : useful.partialValue
+    // A slot number (page * page size + offset) must fit 32 bits.
+    let count = min(budget / bytesPerPage, limit, Int(Int32.max) / kvPageSize)
+    guard count >= 1 else {
+      throw EngineError(
+        .outOfMemory,
+        "The K/V cache may take \(budget) bytes, but a single page of \(kvPageSize) tokens takes \(bytesPerPage); give "
+          + "it more memory or choose a smaller model.")
+    }
+    return count
+  }
+}

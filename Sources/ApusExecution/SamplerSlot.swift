@@ -1,0 +1,108 @@
+import ApusCore
+import ApusScheduling
+import ApusTensors
+
+/// What the sampler knows of one running request.
+struct SamplerSlot {
+  /// How one row becomes a token; `uniform` is set for each draw.
+  private(set) var row = SamplingRow()
+  /// Which log-probabilities to report.
+  let logprobs: LogprobOptions?
+  /// The prompt and what was generated before the request entered the slot.
+  let knownTokens: [TokenID]
+  /// The token drawn last: the input of the next step where that one was launched before the draw.
+  var lastToken: TokenID = 0
+
+  private let seed: UInt64
+  private let promptCount: Int
+  private let minNewTokens: Int
+  private let stopTokenIDs: [TokenID]
+  private let biasTokens: [TokenID]
+  private let biases: [Float]
+  private let repetition: Float
+  private let frequency: Float
+  private let presence: Float
+
+  /// Tokens that penalties apply to, and how often each occurred in the output. Empty without penalties.
+  private var seenTokens: [TokenID] = []
+  private var outputCounts: [Int32] = []
+  private var seenIndex: [TokenID: Int] = [:]
+
+  init(_ assignment: SlotAssignment) {
+    let sampling = assignment.sampling
+    row.temperature = sampling.isGreedy ? 0 : sampling.temperature
+    row.topK = Int32(clamping: sampling.topK)
+    row.topP = sampling.topP
+    row.minP = sampling.minP
+    seed = sampling.seed ?? 0
+    logprobs = assignment.logprobs
+    knownTokens = assignment.tokens
+    promptCount = assignment.promptCount
+    minNewTokens = sampling.minNewTokens
+    stopTokenIDs = assignment.stopTokenIDs
+    let bias = sampling.logitBias.sorted { $0.key < $1.key }
+    biasTokens = bias.map(\.key)
+    biases = bias.map(\.value)
+    repetition = sampling.repetitionPenalty
+    frequency = sampling.frequencyPenalty
+    presence = sampling.presencePenalty
+    if hasPenalties {
+      for (index, token) in assignment.tokens.enumerated() {
+        if index < promptCount {
+          // Only repetition looks at the prompt.
+          if repetition != 1 { see(token, outputs: 0) }
+        } else {
+          see(token, outputs: 1)
+        }
+      }
+    }
+  }
+
+  private var hasPenalties: Bool { repetition != 1 || frequency != 0 || presence != 0 }
+
+  /// Notes a token that was drawn.
+  mutating func append(_ token: TokenID) {
+    lastToken = token
+    if hasPenalties { see(token, outputs: 1) }
+  }
+
+  private mutating func see(_ token: TokenID, outputs: Int32) {
+    if let index = seenIndex[token] {
+      outputCounts[index] += outputs
+    } else {
+      seenIndex[token] = seenTokens.count
+      seenTokens.append(token)
+      outputCounts.append(outputs)
+    }
+  }
+
+  /// Changes a row of raw logits as the request asks: penalties, then bias, then the ban on stop tokens while fewer than
+  /// `minNewTokens` were generated. Sets the random number of the draw.
+  ///
+  /// - Parameter position: of the token to be drawn, counted from the start of the prompt.
+  mutating func prepare(_ logits: Tensor, row index: Int, position: Int, backend: any Backend) {
+    row.uniform = CPUBackend.uniform(seed: seed, position: UInt64(position))
+    if !seenTokens.isEmpty {
+      backend.applyPenalties(
+        logits: logits, row: index, tokens: seenTokens, outputCounts: outputCounts, count: seenTokens.count,
+        repetition: repetition, frequency: frequency, presence: presence)
+    }
+    for (token, bias) in zip(biasTokens, biases) {
+      backend.add(bias, toLogitOf: token, logits: logits, row: index)
+    }
+    if position - promptCount < minNewTokens {
+      for token in stopTokenIDs { backend.add(-.infinity, toLogitOf: token, logits: logits, row: index) }
+    }
+  }
+}
+
+extension Backend {
+  /// Adds to one logit. A frequency penalty of the opposite sign on a token that occurred once is the same thing.
+  fileprivate func add(_ value: Float, toLogitOf token: TokenID, logits: Tensor, row: Int) {
+    var token = token
+    var count: Int32 = 1
+    applyPenalties(
+      logits: logits, row: row, tokens: &token, outputCounts: &count, count: 1, repetition: 1, frequency: -value,
+      presence: 0)
+  }
+}

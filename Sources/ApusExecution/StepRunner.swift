@@ -1,0 +1,373 @@
+public import ApusCore
+public import ApusModels
+public import ApusScheduling
+public import ApusTensors
+import Glibc
+
+/// Computes one step after another on the calling thread: forward pass, logits of the rows that need them, draws.
+///
+/// All memory is allocated here at the start; a step allocates only for log-probabilities and for what a request that
+/// enters a slot brings with it. `ModelRunner` runs this on a thread of its own.
+public final class StepRunner: @unchecked Sendable {
+  // Unchecked: one thread at a time uses it.
+
+  /// The model.
+  public let model: LanguageModel
+  /// K and V of the requests.
+  public let pool: KVPool
+  /// The most tokens and requests of a step.
+  public let maxTokensPerStep: Int
+  public let maxRunningRequests: Int
+
+  private let backend: any Backend
+  private let state: ForwardState
+  private var slots: [SamplerSlot?]
+
+  // The pass, flat.
+  private let tokens: UnsafeMutablePointer<TokenID>
+  private let positions: UnsafeMutablePointer<Int32>
+  private let kvSlots: UnsafeMutablePointer<Int32>
+  private let rowStart: UnsafeMutablePointer<Int32>
+  private let start: UnsafeMutablePointer<Int32>
+  private let pageOffset: UnsafeMutablePointer<Int32>
+
+  // The rows whose logits are computed, in blocks of at most `logits.rows`.
+  private let logitScratch: LogitScratch
+  private let logits: Tensor
+  private let rawRow: Tensor
+  private let rowNumbers: UnsafeMutablePointer<Int32>
+  private let samplingRows: UnsafeMutablePointer<SamplingRow>
+  private let drawn: UnsafeMutablePointer<TokenID>
+  private var plan: [LogitRow] = []
+
+  /// One row of logits and what it is for.
+  private struct LogitRow {
+    enum Purpose { case draw, drawWithLogprobs, prompt }
+    var row: Int32
+    /// Index in the batch's requests.
+    var request: Int
+    /// Index in the result's tokens of the token to draw.
+    var tokenIndex = 0
+    /// Of the token that the row predicts.
+    var position: Int
+    var purpose: Purpose
+  }
+
+  /// Allocates everything a step needs.
+  /// - Throws: `outOfMemory`.
+  public init(
+    model: LanguageModel, pool: KVPool, backend: any Backend, maxTokensPerStep: Int, maxRunningRequests: Int
+  ) throws(EngineError) {
+    precondition(maxTokensPerStep >= 1 && maxRunningRequests >= 1)
+    self.model = model
+    self.pool = pool
+    self.backend = backend
+    self.maxTokensPerStep = maxTokensPerStep
+    self.maxRunningRequests = maxRunningRequests
+    state = try ForwardState(
+      shape: model.activationShape, maxRows: maxTokensPerStep, kvLayers: pool.layers, backend: backend)
+    let logitRows = Self.logitRows(maxRunningRequests: maxRunningRequests)
+    let vocabulary = model.configuration.vocabularySize
+    logitScratch = try LogitScratch(rows: logitRows, hiddenSize: model.configuration.hiddenSize, backend: backend)
+    logits = try backend.allocate(rows: logitRows, columns: vocabulary, dtype: .float32)
+    rawRow = try backend.allocate(rows: 1, columns: vocabulary, dtype: .float32)
+    slots = Array(repeating: nil, count: maxRunningRequests)
+    plan.reserveCapacity(maxTokensPerStep + maxRunningRequests)
+    tokens = .allocate(capacity: maxTokensPerStep)
+    positions = .allocate(capacity: maxTokensPerStep)
+    kvSlots = .allocate(capacity: maxTokensPerStep)
+    rowStart = .allocate(capacity: maxRunningRequests + 1)
+    start = .allocate(capacity: maxRunningRequests)
+    pageOffset = .allocate(capacity: maxRunningRequests)
+    rowNumbers = .allocate(capacity: logitRows)
+    samplingRows = .allocate(capacity: logitRows)
+    drawn = .allocate(capacity: logitRows)
+  }
+
+  deinit {
+    tokens.deallocate()
+    positions.deallocate()
+    kvSlots.deallocate()
+    rowStart.deallocate()
+    start.deallocate()
+    pageOffset.deallocate()
+    rowNumbers.deallocate()
+    samplingRows.deallocate()
+    drawn.deallocate()
+  }
+
+  /// Rows of logits computed at once. More rows are computed block by block, which changes no bit of any.
+  static func logitRows(maxRunningRequests: Int) -> Int { min(maxRunningRequests, 64) }
+
+  /// Bytes of activations and logits for the limits given.
+  static func activationBytes(
+    _ configuration: ModelConfiguration, shape: ActivationShape, maxTokensPerStep: Int, maxRunningRequests: Int
+  ) -> Int {
+    let logitRows = logitRows(maxRunningRequests: maxRunningRequests)
+    return maxTokensPerStep * shape.bytesPerRow
+      + 4 * logitRows * (configuration.vocabularySize + 3 * configuration.hiddenSize)
+  }
+
+  /// Runs one step and adds what it brought to `result`, which arrives empty.
+  ///
+  /// A request whose logits are not finite, or all of whose tokens are forbidden, is listed in `failures`; the token
+  /// reported for it is 0 and means nothing.
+  public func run(_ batch: ScheduleBatch, into result: inout StepResult) {
+    let begin = monotonicSeconds()
+    for slot in batch.released { slots[Int(slot)] = nil }
+    for assignment in batch.assigned { slots[Int(assignment.slot)] = SamplerSlot(assignment) }
+    if !batch.requests.isEmpty {
+      forward(batch)
+      makePlan(batch, into: &result)
+      runPlan(batch, into: &result)
+    }
+    result.forwardSeconds = monotonicSeconds() - begin
+  }
+
+  // MARK: Forward pass
+
+  private func forward(_ batch: ScheduleBatch) {
+    precondition(batch.requests.count <= maxRunningRequests, "More requests in a step than there are slots.")
+    var rows = 0
+    var reach = 0
+    for (index, request) in batch.requests.enumerated() {
+      let (first, count) = (Int(request.start), Int(request.count))
+      precondition(
+        count >= 1 && rows + count <= maxTokensPerStep && first + count <= model.contextLength
+          && first + count <= Int(request.pageCount) * kvPageSize, "A request's share of a step is impossible.")
+      rowStart[index] = Int32(rows)
+      start[index] = request.start
+      pageOffset[index] = request.pageOffset
+      for offset in 0..<count {
+        let position = first + offset
+        let page = batch.pages[Int(request.pageOffset) + position / kvPageSize]
+        tokens[rows + offset] = batch.tokens[Int(request.tokenOffset) + offset]
+        positions[rows + offset] = Int32(position)
+        kvSlots[rows + offset] = page * Int32(kvPageSize) + Int32(position % kvPageSize)
+      }
+      if request.lastTokenIsInFlight { tokens[rows + count - 1] = slots[Int(request.slot)]!.lastToken }
+      rows += count
+      reach = max(reach, first + count)
+    }
+    rowStart[batch.requests.count] = Int32(rows)
+
+    model.prepare(positions: reach)
+    batch.pages.withUnsafeBufferPointer { pages in
+      state.begin(
+        ForwardBatch(
+          rowCount: rows, tokens: tokens, positions: positions, slots: kvSlots,
+          attention: AttentionBatch(
+            sequenceCount: batch.requests.count, rowStart: rowStart, start: start, pageOffset: pageOffset,
+            pages: pages.baseAddress!)))
+      model.executor.run(state)
+    }
+  }
+
+  // MARK: Logits
+
+  /// Lists the rows that need logits: draws first, those with log-probabilities last among them, then prompt rows.
+  private func makePlan(_ batch: ScheduleBatch, into result: inout StepResult) {
+    plan.removeAll(keepingCapacity: true)
+    for wantsLogprobs in [false, true] {
+      var tokenIndex = 0
+      for (index, request) in batch.requests.enumerated() where request.samples {
+        if (slots[Int(request.slot)]!.logprobs != nil) == wantsLogprobs {
+          plan.append(
+            LogitRow(
+              row: rowStart[index + 1] - 1, request: index, tokenIndex: tokenIndex,
+              position: Int(request.start + request.count), purpose: wantsLogprobs ? .drawWithLogprobs : .draw))
+        }
+        tokenIndex += 1
+      }
+    }
+    for (index, request) in batch.requests.enumerated() {
+      result.tokenCounts.append(request.samples ? 1 : 0)
+      if request.samples { result.tokens.append(0) }
+      let first = max(request.start, request.promptLogprobStart)
+      let end = min(request.start + request.count, request.promptLogprobEnd)
+      guard first < end else { continue }
+      for position in first..<end {
+        plan.append(
+          LogitRow(
+            row: rowStart[index] + position - request.start, request: index, position: Int(position) + 1,
+            purpose: .prompt))
+      }
+    }
+  }
+
+  private func runPlan(_ batch: ScheduleBatch, into result: inout StepResult) {
+    var begin = 0
+    while begin < plan.count {
+      let end = min(begin + logits.rows, plan.count)
+      for index in begin..<end { rowNumbers[index - begin] = plan[index].row }
+      let block = logits.prefix(rows: end - begin)
+      model.logits(state, rows: rowNumbers, count: end - begin, scratch: logitScratch, out: block)
+
+      // Finish the plain draws of the block in one call, then the rows with log-probabilities one by one.
+      var plainCount = 0
+      while begin + plainCount < end, plan[begin + plainCount].purpose == .draw { plainCount += 1 }
+      if plainCount > 0 { drawPlain(batch, block.prefix(rows: plainCount), planOffset: begin, into: &result) }
+      for index in begin + plainCount..<end {
+        let row = block.rows(index - begin..<index - begin + 1)
+        if plan[index].purpose == .prompt {
+          reportPrompt(batch, plan[index], row, into: &result)
+        } else {
+          drawWithLogprobs(batch, plan[index], row, into: &result)
+        }
+      }
+      begin = end
+    }
+  }
+
+  private func drawPlain(_ batch: ScheduleBatch, _ block: Tensor, planOffset: Int, into result: inout StepResult) {
+    for index in 0..<block.rows {
+      let entry = plan[planOffset + index]
+      let slot = Int(batch.requests[entry.request].slot)
+      if !isFinite(block, row: index) {
+        fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
+      }
+      slots[slot]!.prepare(block, row: index, position: entry.position, backend: backend)
+      samplingRows[index] = slots[slot]!.row
+    }
+    backend.sample(logits: block, rows: samplingRows, tokens: drawn)
+    for index in 0..<block.rows {
+      finishDraw(batch, plan[planOffset + index], drawn[index], into: &result)
+    }
+  }
+
+  private func drawWithLogprobs(
+    _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult
+  ) {
+    let slot = Int(batch.requests[entry.request].slot)
+    guard isFinite(row, row: 0) else {
+      fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
+      return
+    }
+    // The draw changes the row; log-probabilities are those of the raw logits.
+    var first: Int32 = 0
+    backend.gather(row, rows: &first, count: 1, out: rawRow)
+    slots[slot]!.prepare(row, row: 0, position: entry.position, backend: backend)
+    samplingRows[0] = slots[slot]!.row
+    backend.sample(logits: row, rows: samplingRows, tokens: drawn)
+    let token = drawn[0]
+    finishDraw(batch, entry, token, into: &result)
+    guard token >= 0, let options = slots[slot]!.logprobs else { return }
+    result.logprobs.append(
+      (index: entry.tokenIndex, values: positionLogprobs(rawRow, chosen: token, options: options)))
+  }
+
+  /// Puts a drawn token into the result and the slot.
+  private func finishDraw(
+    _ batch: ScheduleBatch, _ entry: LogitRow, _ token: TokenID, into result: inout StepResult
+  ) {
+    if token >= 0 {
+      result.tokens[entry.tokenIndex] = token
+      slots[Int(batch.requests[entry.request].slot)]!.append(token)
+    } else if !result.failures.contains(where: { $0.request == entry.request }) {
+      fail(entry.request, "No token can be drawn: every one of them is forbidden.", into: &result)
+    }
+  }
+
+  private func reportPrompt(
+    _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult
+  ) {
+    let slot = slots[Int(batch.requests[entry.request].slot)]!
+    guard let options = slot.logprobs, entry.position < slot.knownTokens.count else { return }
+    let token = slot.knownTokens[entry.position]
+    result.promptLogprobs.append(
+      (
+        request: entry.request, position: entry.position,
+        values: positionLogprobs(row, chosen: token, options: options)
+      ))
+  }
+
+  /// Log-softmax of a row of raw logits at the tokens wanted: before temperature, penalties and bias.
+  private func positionLogprobs(_ row: Tensor, chosen: TokenID, options: LogprobOptions) -> PositionLogprobs {
+    let total = backend.logSumExp(logits: row, row: 0)
+    let values = row.float32
+    func entry(_ token: TokenID) -> TokenLogprob {
+      TokenLogprob(token: token, logprob: values[Int(token)] - total)
+    }
+    let count = min(max(options.topCount, 0), row.columns)
+    var top: [TokenLogprob] = []
+    if count > 0 {
+      let best = withUnsafeTemporaryAllocation(of: TokenID.self, capacity: count) { tokens in
+        withUnsafeTemporaryAllocation(of: Float.self, capacity: count) { numbers in
+          backend.topK(
+            logits: row, row: 0, k: count, tokens: tokens.baseAddress!, values: numbers.baseAddress!)
+          return zip(tokens, numbers).map { TokenLogprob(token: $0, logprob: $1 - total) }
+        }
+      }
+      top = best
+    }
+    return PositionLogprobs(chosen: entry(chosen), top: top, requested: options.tokenIDs.map(entry))
+  }
+
+  private func fail(_ request: Int, _ reason: String, into result: inout StepResult) {
+    result.failures.append((request: request, reason: reason))
+  }
+
+  /// Whether all numbers of a row are finite: zero times each adds up to zero only then.
+  private func isFinite(_ logits: Tensor, row: Int) -> Bool {
+    let values = logits.float32 + row * logits.stride
+    var sums = SIMD16<Float>(repeating: 0)
+    var index = 0
+    while index + 16 <= logits.columns {
+      let numbers = UnsafeRawPointer(values + index).loadUnaligned(as: SIMD16<Float>.self)
+      sums += numbers * 0
+      index += 16
+    }
+    var sum = sums.sum()
+    while index < logits.columns {
+      sum += values[index] * 0
+      index += 1
+    }
+    return sum == 0
+  }
+
+  // MARK: Without a scheduler
+
+  /// The raw logits of the positions given, for a prompt computed alone in chunks. Uses the first pages of the pool and no
+  /// slot, so it must not be mixed with steps in flight. For tests and tools.
+  ///
+  /// - Throws: `invalidRequest` if a token or position is impossible or the prompt does not fit.
+  public func promptLogits(
+    _ prompt: [TokenID], positions wanted: [Int], chunk: Int? = nil
+  ) throws(EngineError) -> [[Float]] {
+    let vocabulary = model.configuration.vocabularySize
+    guard !prompt.isEmpty, prompt.allSatisfy({ $0 >= 0 && Int($0) < vocabulary }),
+      wanted.allSatisfy({ prompt.indices.contains($0) })
+    else { throw EngineError(.invalidRequest, "The prompt holds an impossible token, or a position lies outside it.") }
+    let pageCount = (prompt.count + kvPageSize - 1) / kvPageSize
+    guard pageCount <= pool.pageCount, prompt.count <= model.contextLength else {
+      throw EngineError(.invalidRequest, "The prompt of \(prompt.count) tokens does not fit the pool or the context.")
+    }
+    let step = min(chunk ?? maxTokensPerStep, maxTokensPerStep)
+    var found: [Int: [Float]] = [:]
+    for start in stride(from: 0, to: prompt.count, by: step) {
+      let count = min(step, prompt.count - start)
+      var batch = ScheduleBatch()
+      batch.tokens = Array(prompt[start..<start + count])
+      batch.pages = (0..<pageCount).map(Int32.init)
+      batch.requests = [
+        ScheduledRequest(
+          slot: 0, start: Int32(start), count: Int32(count), tokenOffset: 0, pageOffset: 0,
+          pageCount: Int32(pageCount), lastTokenIsInFlight: false, samples: false)
+      ]
+      forward(batch)
+      for position in wanted where position >= start && position < start + count {
+        var row = Int32(position - start)
+        model.logits(state, rows: &row, count: 1, scratch: logitScratch, out: rawRow)
+        found[position] = Array(UnsafeBufferPointer(start: rawRow.float32, count: vocabulary))
+      }
+    }
+    return wanted.map { found[$0]! }
+  }
+}
+
+/// Seconds of the monotonic clock.
+func monotonicSeconds() -> Double {
+  var time = timespec()
+  clock_gettime(CLOCK_MONOTONIC, &time)
+  return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+}

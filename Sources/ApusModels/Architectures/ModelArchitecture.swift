@@ -1,0 +1,70 @@
+import ApusCore
+
+/// What sets one family of dense decoders apart from the others: rules that derive a `ModelConfiguration`.
+struct ModelArchitecture: Sendable {
+  typealias Flag = @Sendable (ConfigurationFields) throws(EngineError) -> Bool
+
+  /// The class name in `architectures`.
+  var name: String
+  /// The value of `model_type`, used where `architectures` is absent.
+  var modelType: String
+  /// Head size where `head_dim` is absent; `nil` for hidden size / heads.
+  var headDimension: Int?
+  /// Where `max_position_embeddings` is absent.
+  var maxPositionEmbeddings: Int
+  var qkvBias: Flag
+  var attentionOutputBias: Flag
+  var mlpBias: Flag
+  var queryKeyNorm: Bool
+  /// A window for each layer; 0 for none.
+  var slidingWindows: @Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int]
+
+  /// All families.
+  static let all = [llama, mistral, qwen2, qwen3]
+
+  /// The family that a configuration names.
+  static func select(_ fields: ConfigurationFields) throws(EngineError) -> ModelArchitecture {
+    let known = all.map(\.name).joined(separator: ", ")
+    let names = fields.value("architectures")?.arrayValue?.compactMap(\.stringValue) ?? []
+    if let match = names.lazy.compactMap({ name in all.first { $0.name == name } }).first { return match }
+    if !names.isEmpty {
+      throw fields.unsupported(
+        "the architecture \(names.joined(separator: ", ")) is not implemented; these are: \(known)")
+    }
+    guard let modelType = try fields.text("model_type") else {
+      throw fields.unsupported(
+        "neither \"architectures\" nor \"model_type\" says what model this is; implemented are: \(known)")
+    }
+    guard let match = all.first(where: { $0.modelType == modelType }) else {
+      throw fields.unsupported("the model type \(modelType) is not implemented; these architectures are: \(known)")
+    }
+    return match
+  }
+
+  /// The rule of Qwen2 and Qwen3: `layer_types` where it is given, else the layers from `max_window_layers` on, and
+  /// only if `use_sliding_window` is set.
+  static func windowsOfUpperLayers(_ fields: ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int] {
+    let window =
+      try fields.flag("use_sliding_window") ?? false
+      ? try fields.optionalSize("sliding_window", limit: 1 << 30) ?? 4096 : 0
+    guard let types = fields.value("layer_types")?.arrayValue else {
+      let firstWindowed = fields.value("max_window_layers")?.intValue ?? 28
+      return (0..<layerCount).map { $0 >= firstWindowed ? window : 0 }
+    }
+    guard types.count == layerCount else {
+      throw fields.invalid("layer_types names \(types.count) layers, but num_hidden_layers is \(layerCount)")
+    }
+    var windows: [Int] = []
+    for type in types {
+      switch type.stringValue {
+      case "full_attention": windows.append(0)
+      case "sliding_attention": windows.append(window)
+      default:
+        throw fields.unsupported(
+          "layer_types holds \(type.stringValue ?? type.kindName); only full_attention and sliding_attention are "
+            + "implemented")
+      }
+    }
+    return windows
+  }
+}

@@ -1,0 +1,103 @@
+public import ApusCore
+public import ApusTensors
+
+/// What a weight is for, which decides how `DummyWeights` draws it.
+public enum WeightRole: Sendable { case matrix, bias, norm }
+
+/// Where a model's weights come from, by their names in the checkpoint.
+public protocol WeightStore: Sendable {
+  /// Where the weights are, for messages.
+  var origin: String { get }
+  /// Bytes of all weights, or 0 if unknown; the total of progress reports.
+  var byteCount: Int { get }
+  /// Whether a weight of that name exists.
+  func contains(_ name: String) -> Bool
+  /// The number format of a weight that exists; `nil` if there is none or its type is no weight type.
+  func dtype(of name: String) -> DType?
+  /// A weight's numbers. A vector of n numbers is asked for with shape [n] and described as one row.
+  /// - Throws: `invalidCheckpoint` naming the file, the weight, and what was expected and found.
+  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource
+}
+
+/// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that
+/// `model.safetensors.index.json` lists.
+public final class SafetensorsCheckpoint: WeightStore {
+  public let origin: String
+  public let byteCount: Int
+  private let files: [SafetensorsFile]
+  private let locations: [String: Int]
+
+  /// Maps the files of a directory and checks their headers.
+  /// - Throws: `invalidCheckpoint`.
+  public init(directory: String) throws(EngineError) {
+    var files: [SafetensorsFile] = []
+    var locations: [String: Int] = [:]
+    let indexPath = directory + "/model.safetensors.index.json"
+    if let index = try readSmallFile(indexPath) {
+      let shards = try Self.parseIndex(index, path: indexPath)
+      for name in Set(shards.values).sorted() {
+        let file = try SafetensorsFile(path: directory + "/" + name)
+        for tensor in file.entries.keys where shards[tensor] == name { locations[tensor] = files.count }
+        files.append(file)
+      }
+      for (tensor, name) in shards.sorted(by: { $0.key < $1.key }) where locations[tensor] == nil {
+        throw EngineError(
+          .invalidCheckpoint, "\(indexPath) says that tensor \(tensor) is in \(name), but that file does not hold it.")
+      }
+    } else {
+      let file = try SafetensorsFile(path: directory + "/model.safetensors")
+      for tensor in file.entries.keys { locations[tensor] = 0 }
+      files.append(file)
+    }
+    for file in files { file.file.readAhead() }
+    self.origin = files.count == 1 ? files[0].file.path : directory
+    self.byteCount = files.reduce(0) { $0 + $1.file.bytes.count }
+    self.files = files
+    self.locations = locations
+  }
+
+  private static func parseIndex(_ bytes: [UInt8], path: String) throws(EngineError) -> [String: String] {
+    func broken(_ sentence: String) -> EngineError { EngineError(.invalidCheckpoint, "\(path): \(sentence).") }
+    let index: JSONValue
+    do { index = try JSONValue.parse(bytes) } catch { throw broken("\(error)") }
+    guard let map = index["weight_map"]?.objectValue, !map.isEmpty else {
+      throw broken("\"weight_map\" must be an object that names a file for each tensor")
+    }
+    var shards: [String: String] = [:]
+    for (tensor, value) in map {
+      guard let name = value.stringValue, !name.isEmpty, !name.contains("/"), !name.utf8.contains(0) else {
+        throw broken("the file of tensor \(tensor) must be a plain file name, got \(value.kindName)")
+      }
+      shards[tensor] = name
+    }
+    return shards
+  }
+
+  public func contains(_ name: String) -> Bool { locations[name] != nil }
+
+  public func dtype(of name: String) -> DType? {
+    guard let location = locations[name], let entry = files[location].entries[name] else { return nil }
+    return SafetensorsFile.weightTypes[entry.typeName]
+  }
+
+  public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
+    guard let location = locations[name], let entry = files[location].entries[name] else {
+      throw EngineError(
+        .invalidCheckpoint, "\(origin): tensor \(name) is missing; expected one of shape \(shape).")
+    }
+    let file = files[location]
+    guard entry.shape == shape else {
+      throw EngineError(
+        .invalidCheckpoint,
+        "\(file.file.path): tensor \(name) has shape \(entry.shape), but config.json asks for \(shape).")
+    }
+    guard let dtype = SafetensorsFile.weightTypes[entry.typeName] else {
+      throw EngineError(
+        .invalidCheckpoint,
+        "\(file.file.path): tensor \(name) has type \(entry.typeName), but weights must be F32, F16 or BF16.")
+    }
+    return WeightSource(
+      address: file.bytes(of: entry).baseAddress!, dtype: dtype, rows: shape.count == 1 ? 1 : shape[0],
+      columns: shape.last!, owner: file)
+  }
+}

@@ -1,0 +1,233 @@
+public import ApusCore
+public import ApusTensors
+
+/// What `config.json` says of a dense decoder: sizes, and which optional parts its layers have.
+///
+/// Families differ by these values alone; `Architectures/` has one small file per family that derives them.
+public struct ModelConfiguration: Sendable, Equatable {
+  /// The class in `architectures`, such as `LlamaForCausalLM`.
+  public var architecture: String
+  /// Rows of the embedding table and of the output.
+  public var vocabularySize: Int
+  /// Numbers that represent one token between layers.
+  public var hiddenSize: Int
+  /// Width of the feed-forward layers.
+  public var intermediateSize: Int
+  public var layerCount: Int
+  public var queryHeads: Int
+  /// Divides `queryHeads`.
+  public var kvHeads: Int
+  public var headDimension: Int
+  public var normEpsilon: Float
+  /// `max_position_embeddings`.
+  public var maxPositionEmbeddings: Int
+  /// Whether the output layer is the embedding table.
+  public var tiedEmbeddings: Bool
+  /// Whether the query, key and value projections have biases.
+  public var qkvBias: Bool
+  /// Whether the attention's output projection has a bias.
+  public var attentionOutputBias: Bool
+  /// Whether the three feed-forward projections have biases.
+  public var mlpBias: Bool
+  /// Whether each head of q and k is normalised before it is rotated.
+  public var queryKeyNorm: Bool
+  /// For each layer the number of positions a token attends to, itself among them; 0 for all.
+  public var slidingWindows: [Int]
+  /// How positions rotate q and k.
+  public var rotary: RotaryConfiguration
+  /// The number format the checkpoint says it has; `nil` if it is silent.
+  public var dtype: DType?
+  /// End-of-sequence tokens in `config.json`; `generation_config.json` goes before them.
+  public var eosTokenIDs: [TokenID]
+  public var bosTokenID: TokenID?
+  /// Standard deviation of random weights.
+  public var initializerRange: Float
+
+  /// The longest sequence served unless a caller asks for another length.
+  public var defaultContextLength: Int { rotary.defaultContextLength(maxPositionEmbeddings) }
+
+  /// The longest sequence for which the positions have a meaning.
+  public var maximumContextLength: Int { rotary.maximumContextLength(maxPositionEmbeddings) }
+
+  /// Numbers of K and V that one token leaves in all layers together.
+  public var kvNumbersPerToken: Int { 2 * layerCount * kvHeads * headDimension }
+
+  /// Number of parameters, tied embeddings counted once.
+  public var parameterCount: Int {
+    let query = queryHeads * headDimension
+    let keyValue = 2 * kvHeads * headDimension
+    var layer =
+      hiddenSize * (query + keyValue) + query * hiddenSize + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
+    if qkvBias { layer += query + keyValue }
+    if attentionOutputBias { layer += hiddenSize }
+    if mlpBias { layer += 2 * intermediateSize + hiddenSize }
+    if queryKeyNorm { layer += 2 * headDimension }
+    return layer * layerCount + hiddenSize + vocabularySize * hiddenSize * (tiedEmbeddings ? 1 : 2)
+  }
+}
+
+extension ModelConfiguration {
+  /// Reads `config.json` of a checkpoint directory.
+  /// - Throws: `invalidCheckpoint` if the file is missing or broken, `unsupported` if the model needs something that is
+  ///   not here.
+  public init(directory: String) throws(EngineError) {
+    let path = directory + "/config.json"
+    guard let bytes = try readSmallFile(path) else {
+      throw EngineError(
+        .invalidCheckpoint, "\(path) does not exist; \(directory) is not a Hugging Face checkpoint directory.")
+    }
+    let json: JSONValue
+    do { json = try JSONValue.parse(bytes) } catch {
+      throw EngineError(.invalidCheckpoint, "\(path): \(error).")
+    }
+    try self.init(json: json, path: path)
+  }
+
+  /// Reads the content of a `config.json`.
+  /// - Parameter path: names the file in messages.
+  public init(json: JSONValue, path: String = "config.json") throws(EngineError) {
+    let fields = try ConfigurationFields(json, path: path)
+    let architecture = try ModelArchitecture.select(fields)
+    for key in ["quantization_config", "compression_config"] where !(json[key]?.isNull ?? true) {
+      let method = json[key]?["quant_method"]?.stringValue ?? json[key]?["quant_algo"]?.stringValue
+      throw fields.unsupported(
+        "the weights are stored quantised (\(key)\(method.map { ", method \($0)" } ?? "")); only F32, F16 and BF16 "
+          + "checkpoints can be read, so take the unquantised one and --quantization int8 if memory is short")
+    }
+    let activation = try fields.text("hidden_act") ?? "silu"
+    guard activation == "silu" || activation == "swish" else {
+      throw fields.unsupported("the activation function \(activation) is not implemented; only silu is")
+    }
+
+    self.architecture = architecture.name
+    vocabularySize = try fields.size("vocab_size", limit: 1 << 24)
+    hiddenSize = try fields.size("hidden_size", limit: 1 << 20)
+    intermediateSize = try fields.size("intermediate_size", limit: 1 << 24)
+    layerCount = try fields.size("num_hidden_layers", limit: 1 << 12)
+    queryHeads = try fields.size("num_attention_heads", limit: 1 << 14)
+    kvHeads = try fields.optionalSize("num_key_value_heads", limit: 1 << 14) ?? queryHeads
+    guard queryHeads % kvHeads == 0 else {
+      throw fields.invalid(
+        "num_attention_heads (\(queryHeads)) must be a multiple of num_key_value_heads (\(kvHeads))")
+    }
+    if let dimension = try fields.optionalSize("head_dim", limit: 1 << 14) ?? architecture.headDimension {
+      headDimension = dimension
+    } else {
+      guard hiddenSize % queryHeads == 0 else {
+        throw fields.invalid(
+          "without head_dim, hidden_size (\(hiddenSize)) must be a multiple of num_attention_heads (\(queryHeads))")
+      }
+      headDimension = hiddenSize / queryHeads
+    }
+    normEpsilon = Float(try fields.number("rms_norm_eps") ?? 1e-6)
+    maxPositionEmbeddings =
+      try fields.optionalSize("max_position_embeddings", limit: 1 << 28) ?? architecture.maxPositionEmbeddings
+    tiedEmbeddings = try fields.flag("tie_word_embeddings") ?? false
+    qkvBias = try architecture.qkvBias(fields)
+    attentionOutputBias = try architecture.attentionOutputBias(fields)
+    mlpBias = try architecture.mlpBias(fields)
+    queryKeyNorm = architecture.queryKeyNorm
+    slidingWindows = try architecture.slidingWindows(fields, layerCount)
+    rotary = try RotaryConfiguration(
+      fields, headDimension: headDimension, maxPositionEmbeddings: maxPositionEmbeddings)
+    dtype = try Self.dtype(fields)
+    eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)
+    bosTokenID = try fields.tokens("bos_token_id", vocabularySize: vocabularySize).first
+    initializerRange = Float(try fields.number("initializer_range") ?? 0.02)
+  }
+
+  private static func dtype(_ fields: ConfigurationFields) throws(EngineError) -> DType? {
+    // transformers 5 writes "dtype", older versions "torch_dtype".
+    let older = try fields.text("torch_dtype")
+    guard let name = try fields.text("dtype") ?? older else { return nil }
+    return switch name {
+    case "float32", "float": .float32
+    case "float16", "half": .float16
+    case "bfloat16": .bfloat16
+    default: throw fields.unsupported("the number format \(name) is not one of float32, float16 and bfloat16")
+    }
+  }
+}
+
+/// The fields of a configuration file, with errors that name the file and the field.
+struct ConfigurationFields {
+  let json: JSONValue
+  let path: String
+
+  init(_ json: JSONValue, path: String) throws(EngineError) {
+    guard json.objectValue != nil else {
+      throw EngineError(.invalidCheckpoint, "\(path): expected an object, found \(json.kindName).")
+    }
+    self.json = json
+    self.path = path
+  }
+
+  func invalid(_ sentence: String) -> EngineError { EngineError(.invalidCheckpoint, "\(path): \(sentence).") }
+  func unsupported(_ sentence: String) -> EngineError { EngineError(.unsupported, "\(path): \(sentence).") }
+
+  /// A field's value; `nil` if it is absent or null.
+  func value(_ key: String) -> JSONValue? {
+    guard let value = json[key], !value.isNull else { return nil }
+    return value
+  }
+
+  func text(_ key: String) throws(EngineError) -> String? {
+    guard let value = value(key) else { return nil }
+    guard let text = value.stringValue else { throw invalid("\(key) must be a string, found \(value.kindName)") }
+    return text
+  }
+
+  func flag(_ key: String) throws(EngineError) -> Bool? {
+    guard let value = value(key) else { return nil }
+    guard let flag = value.boolValue else { throw invalid("\(key) must be a boolean, found \(value.kindName)") }
+    return flag
+  }
+
+  func number(_ key: String) throws(EngineError) -> Double? {
+    guard let value = value(key) else { return nil }
+    guard let number = value.doubleValue, number.isFinite else {
+      throw invalid("\(key) must be a number, found \(value.kindName)")
+    }
+    return number
+  }
+
+  func numbers(_ key: String) throws(EngineError) -> [Double]? {
+    guard let value = value(key) else { return nil }
+    var numbers: [Double] = []
+    for element in value.arrayValue ?? [.null] {
+      guard let number = element.doubleValue else { throw invalid("\(key) must be an array of numbers") }
+      numbers.append(number)
+    }
+    return numbers
+  }
+
+  func optionalSize(_ key: String, limit: Int) throws(EngineError) -> Int? {
+    guard let value = value(key) else { return nil }
+    guard let size = value.intValue, size >= 1, size <= limit else {
+      throw invalid("\(key) must be an integer from 1 to \(limit), found \(describe(value))")
+    }
+    return size
+  }
+
+  func size(_ key: String, limit: Int) throws(EngineError) -> Int {
+    guard let size = try optionalSize(key, limit: limit) else { throw invalid("\(key) is missing") }
+    return size
+  }
+
+  /// A token id or an array of them. Negative ids stand for "none" in some files.
+  func tokens(_ key: String, vocabularySize: Int) throws(EngineError) -> [TokenID] {
+    guard let value = value(key) else { return [] }
+    var tokens: [TokenID] = []
+    for element in value.arrayValue ?? [value] {
+      guard let id = element.intValue else {
+        throw invalid("\(key) must be a token id or an array of them, found \(describe(element))")
+      }
+      if id >= 0 && id < vocabularySize { tokens.append(TokenID(id)) }
+    }
+    return tokens
+  }
+
+  private func describe(_ value: JSONValue) -> String {
+    value.intValue.map(String.init) ?? value.doubleValue.map { "\($0)" } ?? value.kindName
+  }
+}

@@ -1,0 +1,180 @@
+public import ApusCommunication
+public import ApusCore
+public import ApusTensors
+import Glibc
+
+/// How weights are stored once loaded.
+public struct WeightOptions: Sendable, Equatable {
+  /// The number format of linear layers; `nil` keeps the checkpoint's.
+  public var dtype: DType?
+  /// Whether linear layers are stored as int8. The output layer is not among them: its rounding goes straight into the
+  /// order of the most likely tokens, with no later layer to even it out. Neither is the embedding table.
+  public var quantizeToInt8: Bool
+
+  /// Describes storage.
+  public init(dtype: DType? = nil, quantizeToInt8: Bool = false) {
+    self.dtype = dtype
+    self.quantizeToInt8 = quantizeToInt8
+  }
+}
+
+/// Turns a checkpoint's tensors into a rank's packed weights.
+public final class WeightLoader {
+  /// The memory and kernels.
+  public let backend: any Backend
+  /// Every rank's place.
+  public let layout: ParallelLayout
+  /// The format of dense linear layers.
+  public let dtype: DType
+  private let store: any WeightStore
+  private let layerFormat: WeightFormat
+  private let progress: ((_ done: Int, _ total: Int) -> Void)?
+  private let total: Int
+  private var done = 0
+  /// Bytes of the weights packed so far.
+  public private(set) var packedBytes = 0
+
+  /// Prepares to load.
+  /// - Parameter progress: called after each weight with bytes read and the bytes there are.
+  public init(
+    store: any WeightStore, backend: any Backend, options: WeightOptions, layout: ParallelLayout, sample: String,
+    expectedBytes: Int, progress: ((_ done: Int, _ total: Int) -> Void)?
+  ) {
+    self.store = store
+    self.backend = backend
+    self.layout = layout
+    dtype = options.dtype ?? store.dtype(of: sample) ?? .float32
+    layerFormat = options.quantizeToInt8 ? .int8PerChannel : .dense(dtype)
+    self.progress = progress
+    total = store.byteCount > 0 ? store.byteCount : expectedBytes
+  }
+
+  /// Where one matrix of a fused weight comes from: name and number of outputs.
+  public typealias Part = (name: String, outputs: Int)
+
+  /// Loads matrices [outputs, inputs] with equal inputs and packs them as one; this rank's share of each one's outputs.
+  public func columnParallel(
+    _ parts: [Part], inputs: Int, rank: Int, ranks: Int
+  ) throws(EngineError) -> any LinearWeight {
+    var sources: [WeightSource] = []
+    for part in parts {
+      var source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+      let rows = ParallelLayout.share(of: part.outputs, rank: rank, ranks: ranks)
+      source.address += rows.lowerBound * inputs * source.dtype.byteCount
+      source.rows = rows.count
+      sources.append(source)
+    }
+    return try pack(sources, format: layerFormat)
+  }
+
+  /// Loads a matrix [outputs, inputs] of which this rank holds its share of the inputs; the ranks' results add up.
+  public func rowParallel(_ part: Part, inputs: Int, rank: Int, ranks: Int) throws(EngineError) -> any LinearWeight {
+    let source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+    if ranks == 1 { return try pack([source], format: layerFormat) }
+    let columns = ParallelLayout.share(of: inputs, rank: rank, ranks: ranks)
+    let width = source.dtype.byteCount
+    let share = try backend.allocate(rows: part.outputs, columns: columns.count, dtype: source.dtype)
+    for row in 0..<part.outputs {
+      memcpy(
+        share.pointer + row * columns.count * width,
+        source.address + (row * inputs + columns.lowerBound) * width, columns.count * width)
+    }
+    return try pack(
+      [
+        WeightSource(
+          address: share.pointer, dtype: source.dtype, rows: part.outputs, columns: columns.count, owner: share.memory)
+      ], format: layerFormat)
+  }
+
+  /// Loads a matrix that every rank holds whole, in the dense format.
+  public func replicated(_ part: Part, inputs: Int) throws(EngineError) -> any LinearWeight {
+    try pack(
+      [try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)], format: .dense(dtype))
+  }
+
+  /// Loads biases side by side as one float32 row; this rank's share of each.
+  public func bias(_ parts: [Part], rank: Int, ranks: Int) throws(EngineError) -> Tensor {
+    let shares = parts.map { ParallelLayout.share(of: $0.outputs, rank: rank, ranks: ranks) }
+    let row = try backend.allocate(rows: 1, columns: shares.reduce(0) { $0 + $1.count }, dtype: .float32)
+    var column = 0
+    for (part, share) in zip(parts, shares) {
+      let source = try store.load(part.name + ".bias", shape: [part.outputs], role: .bias)
+      widen(source, share, to: row.float32 + column)
+      column += share.count
+      report(source)
+    }
+    return row
+  }
+
+  /// Loads a norm's weight as one float32 row.
+  public func norm(_ name: String, count: Int) throws(EngineError) -> Tensor {
+    let source = try store.load(name + ".weight", shape: [count], role: .norm)
+    let row = try backend.allocate(rows: 1, columns: count, dtype: .float32)
+    widen(source, 0..<count, to: row.float32)
+    report(source)
+    return row
+  }
+
+  /// Loads a table of embeddings in the checkpoint's own format. The table stays in the mapped file where its address
+  /// allows that.
+  public func embedding(_ name: String, rows: Int, columns: Int) throws(EngineError) -> Tensor {
+    let source = try store.load(name + ".weight", shape: [rows, columns], role: .matrix)
+    report(source)
+    let byteCount = rows * columns * source.dtype.byteCount
+    if Int(bitPattern: source.address) % source.dtype.byteCount == 0 {
+      let owner = source.owner
+      let memory = DeviceMemory(
+        address: UnsafeMutableRawPointer(mutating: source.address), byteCount: byteCount,
+        release: { [retained = Retained(object: owner)] _, _ in withExtendedLifetime(retained) {} })
+      return Tensor(memory: memory, dtype: source.dtype, rows: rows, columns: columns)
+    }
+    let table = try backend.allocate(rows: rows, columns: columns, dtype: source.dtype)
+    memcpy(table.pointer, source.address, byteCount)
+    return table
+  }
+
+  /// Packs an output layer that is the embedding table.
+  public func tiedOutput(_ table: Tensor) throws(EngineError) -> any LinearWeight {
+    let weight = try backend.packLinear(
+      [
+        WeightSource(
+          address: table.pointer, dtype: table.dtype, rows: table.rows, columns: table.columns, owner: table.memory)
+      ], format: .dense(dtype))
+    packedBytes += weight.byteCount
+    return weight
+  }
+
+  private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {
+    let weight = try backend.packLinear(sources, format: format)
+    packedBytes += weight.byteCount
+    for source in sources { report(source) }
+    return weight
+  }
+
+  private func report(_ source: WeightSource) {
+    done += source.rows * source.columns * source.dtype.byteCount
+    progress?(min(done, total), total)
+  }
+
+  /// Converts a range of a vector to float32.
+  private func widen(_ source: WeightSource, _ range: Range<Int>, to target: UnsafeMutablePointer<Float>) {
+    for (offset, index) in range.enumerated() {
+      switch source.dtype {
+      case .bfloat16:
+        let bits = source.address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)
+        target[offset] = Float(bitPattern: UInt32(bits) << 16)
+      case .float16:
+        let bits = source.address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)
+        target[offset] = Float(Float16(bitPattern: bits))
+      default:
+        target[offset] = source.address.loadUnaligned(fromByteOffset: 4 * index, as: Float.self)
+      }
+    }
+  }
+}
+
+/// Carries the owner of read-only memory into a closure that may run on any thread.
+private struct Retained: @unchecked Sendable {
+  // Unchecked: the object is only kept alive, never used.
+  let object: AnyObject
+}
