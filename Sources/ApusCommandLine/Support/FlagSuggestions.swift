@@ -46,15 +46,14 @@ package struct FlagSuggestions: Sendable {
     return nil
   }
 
-  /// Whether `-abc` is a cluster of known one-letter flags (or `-n5`, a letter with its value); the value says whether
-  /// the next word is its value.
+  /// Whether `-abc` is a cluster of known one-letter flags; the value says whether the next word is the value of the
+  /// last of them.
   private func shortCluster(_ name: String, in command: CommandModel) -> Bool? {
     guard name.hasPrefix("-"), !name.hasPrefix("--") else { return nil }
-    for (index, letter) in name.dropFirst().enumerated() {
+    let letters = Array(name.dropFirst())
+    for (index, letter) in letters.enumerated() {
       guard let known = command.parameters.first(where: { $0.names.contains("-\(letter)") }) else { return nil }
-      if known.kind == .option {
-        return index + 2 == name.count ? true : isNumber(name.dropFirst(index + 2)) ? false : nil
-      }
+      if known.kind == .option { return index == letters.count - 1 ? true : nil }
     }
     return false
   }
