@@ -133,7 +133,9 @@ public struct Scheduler: ~Copyable {
   private func refusal(of submission: Submission) -> EngineError? {
     let count = submission.tokens.count
     if isDraining { return EngineError(.shuttingDown, "The engine is stopping and takes no new requests.") }
-    if count == 0 { return EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt") }
+    if count == 0 {
+      return EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt")
+    }
     let room = submission.sampling.maxNewTokens == 0 ? 0 : 1
     if count + room > configuration.contextLength {
       return EngineError(

@@ -62,7 +62,8 @@ public struct SchedulerBenchmark: Sendable {
         scheduler.complete(batches[index], result)
         scheduler.removeEvents()
         spent += now() - done
-        let isSteady = batches[index].requests.count == runningRequests && batches[index].tokens.count == runningRequests
+        let isSteady =
+          batches[index].requests.count == runningRequests && batches[index].tokens.count == runningRequests
         if isSteady {
           times.append(spent * 1e6)
           nextTimes.append((decided - start) * 1e6)

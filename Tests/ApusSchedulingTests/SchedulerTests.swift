@@ -332,7 +332,9 @@ private func prompt(_ count: Int, _ salt: Int = 0) -> [TokenID] {
     bench.submit(3, prompt(20, 3), maxNew: 3, priority: 10)
     bench.runToEnd()
     #expect(bench.startOrder == [1, 3, 2], "9 is not urgent enough to retract 1, but goes before its return")
-    let ends = bench.events.compactMap { if case .finished(let handle, _, let count) = $0 { [Int(handle), count] } else { nil } }
+    let ends = bench.events.compactMap {
+      if case .finished(let handle, _, let count) = $0 { [Int(handle), count] } else { nil }
+    }
     #expect(ends == [[3, 0], [2, 0], [1, 1]])
     #expect(bench.output(1).count == 20)
   }
