@@ -1,0 +1,434 @@
+public import ApusCore
+internal import CKernels
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+
+/// The backend on the processor's own cores.
+///
+/// It owns a pool of threads that sleep while there is nothing to do, and scratch memory that grows to what the largest call
+/// needed. Calls from several threads wait for each other. Tensors are host memory and may be read and written directly
+/// between calls.
+public final class CPUBackend: Backend {
+  // Used only under the lock.
+  nonisolated(unsafe) private let context: OpaquePointer
+  private let lock = Mutex<Void>(())
+
+  /// Threads that compute, the caller included.
+  public let threads: Int
+  /// The instructions in use.
+  public let instructionSet: InstructionSet
+
+  /// Starts a backend.
+  ///
+  /// - Parameters:
+  ///   - threads: Threads that compute, the caller included; by default one for each physical core that this process may
+  ///     use. Where there are cores enough, workers are pinned to the cores after the first; the caller is left alone.
+  ///   - isa: Instructions to use; by default what the environment variable `APUS_ISA` names, or the best there are.
+  /// - Throws: `invalidRequest` for a number of threads outside 1...1024 or an unknown `APUS_ISA`, `unsupported` for a level
+  ///   that this machine cannot run, `outOfMemory` when threads cannot be started.
+  public init(threads: Int? = nil, isa: InstructionSet? = nil) throws(EngineError) {
+    let level = if let isa { try isa.checked() } else { try InstructionSet.chosen() }
+    let count = threads ?? Int(apus_usable_core_count())
+    guard (1...1024).contains(count) else {
+      throw EngineError(.invalidRequest, "The CPU backend needs between 1 and 1024 threads, not \(count).")
+    }
+    var cores = [Int32](repeating: 0, count: 4096)
+    let coreCount = min(Int(apus_physical_cores(&cores, Int32(cores.count))), cores.count)
+    let created = apus_context_create(
+      Int32(count), apus_isa(UInt32(level.rawValue)), coreCount >= count && count > 1 ? cores : nil)
+    guard let created else {
+      throw EngineError(.outOfMemory, "The CPU backend could not start \(count) threads; ask for fewer.")
+    }
+    context = created
+    self.threads = count
+    instructionSet = level
+  }
+
+  deinit { apus_context_free(context) }
+
+  public var name: String {
+    "cpu (\(instructionSet.name), \(threads) \(threads == 1 ? "thread" : "threads"))"
+  }
+
+  /// Bytes of scratch memory that operators have made the backend keep.
+  public var scratchByteCount: Int { locked { Int(apus_context_scratch_bytes($0)) } }
+
+  private func locked<Result>(_ body: (OpaquePointer) -> Result) -> Result {
+    lock.withLock { _ in body(context) }
+  }
+
+  // MARK: Memory
+
+  public func allocate(rows: Int, columns: Int, dtype: DType) throws(EngineError) -> Tensor {
+    let (numbers, overflow) = rows.multipliedReportingOverflow(by: columns)
+    guard rows >= 0, columns >= 0, !overflow, numbers <= Int.max / 16 else {
+      throw EngineError(.outOfMemory, "A tensor of \(rows) x \(columns) numbers cannot be allocated.")
+    }
+    let memory = try Self.hostMemory(byteCount: numbers * dtype.byteCount)
+    return Tensor(memory: memory, dtype: dtype, rows: rows, columns: columns)
+  }
+
+  /// Zeroed host memory: from the heap when small, with huge pages straight from the kernel when large.
+  /// - Throws: `outOfMemory`.
+  public static func hostMemory(byteCount: Int) throws(EngineError) -> DeviceMemory {
+    let size = max(64, (byteCount + 63) / 64 * 64)
+    if size >= 1 << 21 {
+      guard let address = apus_memory_map(size) else {
+        throw EngineError(.outOfMemory, "\(size) bytes of memory cannot be had.")
+      }
+      return DeviceMemory(address: address, byteCount: size) { apus_memory_unmap($0, $1) }
+    }
+    var address: UnsafeMutableRawPointer?
+    guard posix_memalign(&address, 64, size) == 0, let address else {
+      throw EngineError(.outOfMemory, "\(size) bytes of memory cannot be had.")
+    }
+    memset(address, 0, size)
+    return DeviceMemory(address: address, byteCount: size) { address, _ in free(address) }
+  }
+
+  // MARK: Weights and pages
+
+  public func packLinear(
+    _ sources: [WeightSource], format: WeightFormat
+  ) throws(EngineError) -> any LinearWeight {
+    guard let first = sources.first else {
+      throw EngineError(.internalFailure, "A linear layer needs at least one weight.")
+    }
+    var rows = [apus_weight_rows]()
+    for source in sources {
+      guard source.columns == first.columns, source.rows >= 0, source.columns >= 0 else {
+        throw EngineError(
+          .invalidCheckpoint,
+          "Weights that are packed together must have equal columns, not \(first.columns) and \(source.columns).")
+      }
+      rows.append(
+        apus_weight_rows(address: source.address, dtype: try source.dtype.kernel(), rows: Int64(source.rows)))
+    }
+    let kernelFormat =
+      switch format {
+      case .dense(let dtype): try dtype.kernel()
+      case .int8PerChannel: APUS_INT8
+      }
+    let outputs = sources.reduce(0) { $0 + $1.rows }
+    guard let packed = apus_linear_create(Int64(outputs), Int64(first.columns), kernelFormat) else {
+      throw EngineError(.outOfMemory, "There is no memory for weights of \(outputs) x \(first.columns) numbers.")
+    }
+    locked { apus_linear_pack($0, packed, rows, Int32(rows.count)) }
+    withExtendedLifetime(sources) {}
+    return CPULinearWeight(packed: packed, outputs: outputs, inputs: first.columns, format: format)
+  }
+
+  public func makeKVLayer(
+    pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType
+  ) throws(EngineError) -> any KVLayer {
+    guard pageCount >= 0, pageCount <= Int(Int32.max) / Self.kvPageSize, (1...65536).contains(kvHeads),
+      (1...65536).contains(headDimension)
+    else {
+      throw EngineError(
+        .internalFailure,
+        "K/V pages of \(pageCount) x \(kvHeads) heads x \(headDimension) numbers are not possible.")
+    }
+    guard
+      let pages = apus_kv_create(Int64(pageCount), Int32(kvHeads), Int32(headDimension), try dtype.kernel())
+    else {
+      throw EngineError(
+        .outOfMemory, "There is no memory for \(pageCount) K/V pages; lower the share of memory for the cache.")
+    }
+    return CPUKVLayer(
+      pages: pages, pageCount: pageCount, kvHeads: kvHeads, headDimension: headDimension, dtype: dtype)
+  }
+
+  /// Tokens in a K/V page; equal to `ApusScheduling.kvPageSize`.
+  public static let kvPageSize = Int(APUS_KV_PAGE_SIZE)
+
+  // MARK: Rows
+
+  public func embed(table: Tensor, tokens: UnsafePointer<TokenID>, count: Int, out: Tensor) {
+    precondition(table.columns == out.columns && count <= out.rows)
+    let columns = Int64(out.columns)
+    locked {
+      apus_embed(
+        $0, table.pointer, table.kernelDType, Int64(table.stride), tokens, Int64(count), columns, out.float32,
+        Int64(out.stride))
+    }
+  }
+
+  public func rmsNorm(_ x: Tensor, weight: Tensor, epsilon: Float, out: Tensor) {
+    precondition(x.rows == out.rows && x.columns == out.columns && weight.columns >= x.columns)
+    locked {
+      apus_rms_norm(
+        $0, x.float32, Int64(x.stride), Int64(x.rows), Int64(x.columns), weight.pointer, weight.kernelDType, epsilon,
+        out.float32, Int64(out.stride))
+    }
+  }
+
+  public func addRMSNorm(residual: Tensor, delta: Tensor, weight: Tensor, epsilon: Float, out: Tensor) {
+    precondition(residual.rows == delta.rows && residual.columns == delta.columns)
+    precondition(residual.rows == out.rows && residual.columns == out.columns && weight.columns >= out.columns)
+    locked {
+      apus_add_rms_norm(
+        $0, residual.float32, Int64(residual.stride), delta.float32, Int64(delta.stride), Int64(residual.rows),
+        Int64(residual.columns), weight.pointer, weight.kernelDType, epsilon, out.float32, Int64(out.stride))
+    }
+  }
+
+  public func add(_ x: Tensor, _ y: Tensor) {
+    precondition(x.rows == y.rows && x.columns == y.columns)
+    locked {
+      apus_add(
+        $0, x.float32, Int64(x.stride), y.float32, Int64(y.stride), Int64(x.rows), Int64(x.columns))
+    }
+  }
+
+  public func linear(_ x: Tensor, _ weight: any LinearWeight, bias: Tensor?, out: Tensor) {
+    guard let weight = weight as? CPULinearWeight else {
+      preconditionFailure("A weight of another backend was given to the CPU backend.")
+    }
+    precondition(x.columns == weight.inputs && out.columns == weight.outputs && x.rows == out.rows)
+    precondition(bias.map { $0.columns >= weight.outputs } ?? true)
+    locked {
+      apus_linear_run(
+        $0, weight.packed, x.float32, Int64(x.stride), Int64(x.rows), bias.map { UnsafePointer($0.float32) },
+        out.float32, Int64(out.stride))
+    }
+  }
+
+  public func headRMSNorm(_ x: Tensor, heads: Int, headDimension: Int, weight: Tensor, epsilon: Float) {
+    precondition(x.columns >= heads * headDimension && weight.columns >= headDimension)
+    locked {
+      apus_head_rms_norm(
+        $0, x.float32, Int64(x.stride), Int64(x.rows), Int32(heads), Int32(headDimension), weight.pointer,
+        weight.kernelDType, epsilon)
+    }
+  }
+
+  public func rope(
+    _ x: Tensor, heads: Int, headDimension: Int, positions: UnsafePointer<Int32>, table: Tensor
+  ) {
+    precondition(x.columns >= heads * headDimension && table.columns <= headDimension && table.columns % 2 == 0)
+    locked {
+      apus_rope(
+        $0, x.float32, Int64(x.stride), Int64(x.rows), Int32(heads), Int32(headDimension), positions, table.float32,
+        Int64(table.stride), Int32(table.columns / 2))
+    }
+  }
+
+  public func siluMul(_ gateUp: Tensor, out: Tensor) {
+    precondition(gateUp.rows == out.rows && gateUp.columns >= 2 * out.columns)
+    locked {
+      apus_silu_mul(
+        $0, gateUp.float32, Int64(gateUp.stride), Int64(out.rows), Int64(out.columns), out.float32,
+        Int64(out.stride))
+    }
+  }
+
+  public func gather(_ x: Tensor, rows: UnsafePointer<Int32>, count: Int, out: Tensor) {
+    precondition(x.columns == out.columns && count <= out.rows)
+    locked {
+      apus_gather(
+        $0, x.float32, Int64(x.stride), rows, Int64(count), Int64(x.columns), out.float32, Int64(out.stride))
+    }
+  }
+
+  // MARK: Attention
+
+  public func writeKV(_ k: Tensor, _ v: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer) {
+    let layer = own(layer)
+    precondition(k.rows == v.rows && k.columns == layer.kvHeads * layer.headDimension && v.columns == k.columns)
+    locked {
+      apus_kv_write(
+        $0, layer.pages, k.float32, Int64(k.stride), v.float32, Int64(v.stride), Int64(k.rows), slots)
+    }
+  }
+
+  public func attention(
+    _ q: Tensor, layer: any KVLayer, batch: AttentionBatch, shape: AttentionShape, out: Tensor
+  ) {
+    let layer = own(layer)
+    precondition(shape.kvHeads == layer.kvHeads && shape.headDimension == layer.headDimension)
+    precondition(shape.queryHeads > 0 && shape.queryHeads % shape.kvHeads == 0)
+    precondition(q.columns == shape.queryHeads * shape.headDimension && out.columns == q.columns)
+    var arguments = apus_attention_arguments(
+      sequences: Int32(batch.sequenceCount), row_start: batch.rowStart, start: batch.start,
+      page_offset: batch.pageOffset, pages: batch.pages, query_heads: Int32(shape.queryHeads), scale: shape.scale,
+      window: Int32(shape.slidingWindow), soft_cap: shape.softCap)
+    locked {
+      apus_attention(
+        $0, layer.pages, q.float32, Int64(q.stride), out.float32, Int64(out.stride), &arguments)
+    }
+  }
+
+  public func copyPages(
+    layer: any KVLayer, from: UnsafePointer<Int32>, to: UnsafePointer<Int32>, count: Int
+  ) {
+    let layer = own(layer)
+    locked { apus_kv_copy($0, layer.pages, from, to, Int32(count)) }
+  }
+
+  private func own(_ layer: any KVLayer) -> CPUKVLayer {
+    guard let layer = layer as? CPUKVLayer else {
+      preconditionFailure("K/V pages of another backend were given to the CPU backend.")
+    }
+    return layer
+  }
+
+  // MARK: Logits
+
+  public func applyPenalties(
+    logits: Tensor, row: Int, tokens: UnsafePointer<TokenID>, outputCounts: UnsafePointer<Int32>, count: Int,
+    repetition: Float, frequency: Float, presence: Float
+  ) {
+    precondition(row >= 0 && row < logits.rows)
+    apus_apply_penalties(
+      logits.float32 + row * logits.stride, Int64(logits.columns), tokens, outputCounts, Int64(count), repetition,
+      frequency, presence)
+  }
+
+  public func sample(
+    logits: Tensor, rows: UnsafePointer<SamplingRow>, tokens: UnsafeMutablePointer<TokenID>
+  ) {
+    withUnsafeTemporaryAllocation(of: apus_sampling_row.self, capacity: max(1, logits.rows)) { parameters in
+      for r in 0..<logits.rows {
+        let row = rows[r]
+        parameters.initializeElement(
+          at: r,
+          to: apus_sampling_row(
+            temperature: row.temperature, top_k: row.topK, top_p: row.topP, min_p: row.minP, uniform: row.uniform))
+      }
+      locked {
+        apus_sample(
+          $0, logits.float32, Int64(logits.stride), Int64(logits.rows), Int64(logits.columns), parameters.baseAddress,
+          tokens)
+      }
+    }
+  }
+
+  public func logSumExp(logits: Tensor, row: Int) -> Float {
+    precondition(row >= 0 && row < logits.rows)
+    return locked { apus_log_sum_exp($0, logits.float32 + row * logits.stride, Int64(logits.columns)) }
+  }
+
+  public func topK(
+    logits: Tensor, row: Int, k: Int, tokens: UnsafeMutablePointer<TokenID>, values: UnsafeMutablePointer<Float>
+  ) {
+    precondition(row >= 0 && row < logits.rows && k >= 0 && k <= Int(Int32.max))
+    locked {
+      apus_top_k(
+        $0, logits.float32 + row * logits.stride, Int64(logits.columns), Int32(k), tokens, values)
+    }
+  }
+
+  // MARK: Beyond the protocol
+
+  /// Fills memory with reproducible dummy weights.
+  ///
+  /// Number i is offset + scale * (2 u - 1), computed in float32 and rounded to nearest even, where
+  /// u = (splitmix64(key + i * 0x9E3779B97F4A7C15) >> 40) / 2^24 and splitmix64 is the generator's standard finaliser.
+  /// - Throws: `unsupported` for a type that is not float32, float16 or bfloat16.
+  public func fillUniform(
+    _ address: UnsafeMutableRawPointer, dtype: DType, count: Int, key: UInt64, scale: Float, offset: Float = 0
+  ) throws(EngineError) {
+    let kernel = try dtype.kernel()
+    locked { apus_fill_uniform($0, address, kernel, count, key, scale, offset) }
+  }
+
+  /// Converts numbers between float32, float16 and bfloat16, rounding to nearest even. The areas may not overlap.
+  /// - Throws: `unsupported` for another type.
+  public func convert(
+    from: UnsafeRawPointer, _ fromDType: DType, to: UnsafeMutableRawPointer, _ toDType: DType, count: Int
+  ) throws(EngineError) {
+    let source = try fromDType.kernel()
+    let target = try toDType.kernel()
+    locked { apus_convert($0, from, source, to, target, count) }
+  }
+
+  /// The uniform number in [0, 1) that belongs to a position of a seeded request: the first word of Philox4x32-10
+  /// (Salmon et al., 2011) over (position, seed), in steps of 2^-24.
+  public static func uniform(seed: UInt64, position: UInt64) -> Float { apus_uniform(seed, position) }
+
+  /// Runs `body` once for each chunk on the backend's threads and returns when all have finished. Which thread runs which
+  /// chunk is not determined. For work around the operators, such as preparing inputs; `body` may not call the backend.
+  public func parallel(chunks: Int, _ body: @Sendable (_ chunk: Int) -> Void) {
+    withoutActuallyEscaping(body) { body in
+      var box: @Sendable (Int) -> Void = body
+      withUnsafeMutablePointer(to: &box) { pointer in
+        locked {
+          apus_parallel(
+            $0, Int32(chunks),
+            { @Sendable argument, chunk, _ in
+              argument!.assumingMemoryBound(to: (@Sendable (Int) -> Void).self).pointee(Int(chunk))
+            }, pointer)
+        }
+      }
+    }
+  }
+}
+
+/// Packed weights of the CPU backend.
+final class CPULinearWeight: LinearWeight, @unchecked Sendable {
+  // Unchecked: written once, before anyone else sees it.
+  let packed: OpaquePointer
+  let outputs: Int
+  let inputs: Int
+  let format: WeightFormat
+
+  init(packed: OpaquePointer, outputs: Int, inputs: Int, format: WeightFormat) {
+    self.packed = packed
+    self.outputs = outputs
+    self.inputs = inputs
+    self.format = format
+  }
+
+  var byteCount: Int { Int(apus_linear_bytes(packed)) }
+
+  deinit { apus_linear_free(packed) }
+}
+
+/// K/V pages of the CPU backend.
+final class CPUKVLayer: KVLayer, @unchecked Sendable {
+  // Unchecked: written only by backend calls, which wait for each other.
+  let pages: OpaquePointer
+  let pageCount: Int
+  let kvHeads: Int
+  let headDimension: Int
+  let dtype: DType
+
+  init(pages: OpaquePointer, pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) {
+    self.pages = pages
+    self.pageCount = pageCount
+    self.kvHeads = kvHeads
+    self.headDimension = headDimension
+    self.dtype = dtype
+  }
+
+  var byteCount: Int { Int(apus_kv_bytes(pages)) }
+
+  deinit { apus_kv_free(pages) }
+}
+
+extension DType {
+  /// The kernels' name for a float type.
+  /// - Throws: `unsupported` for others.
+  fileprivate func kernel() throws(EngineError) -> apus_dtype {
+    switch self {
+    case .float32: return APUS_FLOAT32
+    case .float16: return APUS_FLOAT16
+    case .bfloat16: return APUS_BFLOAT16
+    default:
+      throw EngineError(
+        .unsupported, "The CPU backend computes with float32, float16 and bfloat16 numbers, not \(name).")
+    }
+  }
+}
+
+extension Tensor {
+  fileprivate var kernelDType: apus_dtype {
+    switch dtype {
+    case .float32: return APUS_FLOAT32
+    case .float16: return APUS_FLOAT16
+    case .bfloat16: return APUS_BFLOAT16
+    default: preconditionFailure("The CPU backend computes with float types, not \(dtype.name).")
+    }
+  }
+}

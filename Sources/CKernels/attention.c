@@ -1,0 +1,525 @@
+// Causal attention over paged K/V.
+//
+// A row is one query head of one token. Its positions are cut at multiples of APUS_KV_SPLIT. Within a piece: all
+// scores, their maximum, exponentials and their sum (in sixteen lanes by position within the page), then the weighted sum of
+// values, position by position. Pieces are then joined in rising order. Nothing in this depends on which other rows share
+// the work, so a row has the same bits alone (decode), in a chunk of a prompt, and however the pieces were
+// distributed over threads. Positions a row may not see have an exponential of exactly zero, which changes no sum.
+//
+// Rows that share K/V (the query heads of a K/V head, for several tokens) form a tile, which passes over the pages once.
+
+#ifndef APUS_LEVEL
+
+#include "kv.h"
+
+enum {
+  // Rows of a tile, unless one token alone has more query heads for a K/V head.
+  tile_rows = 48,
+  pages_in_split = APUS_KV_SPLIT / APUS_KV_PAGE_SIZE,
+};
+
+// Tokens of a sequence, one K/V head, a run of pieces.
+typedef struct {
+  int32_t sequence;
+  int32_t head;
+  int32_t token;
+  int32_t tokens;
+  int32_t first_split;
+  int32_t last_split;
+  // Where the piece's result goes until it is joined with the others, counted in rows; negative when the item has all.
+  int64_t partial;
+} attention_item;
+
+// Rows of an item whose pieces were done apart.
+typedef struct {
+  attention_item item;
+  int32_t splits;
+} join_item;
+
+typedef struct {
+  const apus_kv *kv;
+  const float *q;
+  int64_t q_stride;
+  float *out;
+  int64_t out_stride;
+  const apus_attention_arguments *batch;
+  // Query heads of a K/V head.
+  int group;
+  const attention_item *items;
+  const join_item *joins;
+  // [rows][2 + value_columns]: maximum, sum, weighted sum of values; rows begin at cache lines.
+  float *partials;
+  int64_t partial_stride;
+} attention_call;
+
+// A tile's working memory. Strides in numbers (words for q and weights).
+typedef struct {
+  int64_t rows;
+  uint32_t *q;
+  int64_t q_stride;
+  float *scores;
+  int64_t score_stride;
+  uint32_t *weights;
+  int64_t weight_stride;
+  float *part;
+  float *state;
+  uint32_t *masked;
+  // For each row: positions seen, maximum and sum of the piece and of the pieces so far (sum 0: none yet).
+  int32_t *low;
+  int32_t *high;
+  float *part_max;
+  float *part_sum;
+  float *state_max;
+  float *state_sum;
+} tile_memory;
+
+static int64_t odd_lines(int64_t words) {
+  int64_t rounded = apus_round_up(words, 16);
+  return rounded / 16 % 2 == 0 ? rounded + 16 : rounded;
+}
+
+// Lays a tile's memory out in `base`; only sizes it when `base` is NULL. Returns the bytes needed.
+static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *base) {
+  size_t used = 0;
+#define APUS_TAKE(field, count)                                                     \
+  m->field = base ? (void *)(base + used) : NULL;                                   \
+  used += (size_t)apus_round_up((int64_t)(count) * 4, 64)
+  m->rows = rows;
+  m->q_stride = odd_lines(kv->dtype == APUS_FLOAT16 ? 2 * kv->key_units : kv->key_units);
+  m->score_stride = odd_lines(APUS_KV_SPLIT);
+  m->weight_stride = odd_lines(kv->dtype == APUS_BFLOAT16 ? APUS_KV_SPLIT / 2 : APUS_KV_SPLIT);
+  APUS_TAKE(q, rows * m->q_stride);
+  APUS_TAKE(scores, rows * m->score_stride);
+  APUS_TAKE(weights, rows * m->weight_stride);
+  APUS_TAKE(part, rows * kv->value_columns);
+  APUS_TAKE(state, rows * kv->value_columns);
+  APUS_TAKE(masked, kv->value_columns);
+  APUS_TAKE(low, rows);
+  APUS_TAKE(high, rows);
+  APUS_TAKE(part_max, rows);
+  APUS_TAKE(part_sum, rows);
+  APUS_TAKE(state_max, rows);
+  APUS_TAKE(state_sum, rows);
+#undef APUS_TAKE
+  return used;
+}
+
+// Positions low..<high are what a row at `position` sees.
+APUS_INLINE int32_t lowest_position(const apus_attention_arguments *batch, int32_t position) {
+  return batch->window > 0 && position + 1 > batch->window ? position + 1 - batch->window : 0;
+}
+
+#define APUS_FILE "attention.c"
+#include "each_level.h"
+
+typedef void attend_function(const attention_call *, const attention_item *, tile_memory *);
+typedef void join_function(const attention_call *, const join_item *, tile_memory *);
+
+static attend_function *const attend_float32[] = APUS_LEVELS(attend_float32);
+static attend_function *const attend_float16[] = APUS_LEVELS(attend_float16);
+static attend_function *const attend_bfloat16[] = APUS_LEVELS(attend_bfloat16);
+static attend_function *const *const attend_of_dtype[] = {attend_float32, attend_float16, attend_bfloat16};
+static join_function *const join[] = APUS_LEVELS(join);
+
+typedef struct {
+  apus_context *context;
+  attend_function *attend;
+  join_function *join;
+  attention_call call;
+  int64_t rows;
+} attention_region;
+
+static tile_memory memory_of(const attention_region *region, int thread) {
+  tile_memory m;
+  size_t bytes = lay_out(&m, region->call.kv, region->rows, NULL);
+  lay_out(&m, region->call.kv, region->rows, apus_scratch_reserve(&region->context->local[thread], bytes));
+  return m;
+}
+
+static void attend_task(void *argument, int chunk, int thread) {
+  const attention_region *region = argument;
+  tile_memory m = memory_of(region, thread);
+  region->attend(&region->call, &region->call.items[chunk], &m);
+}
+
+static void join_task(void *argument, int chunk, int thread) {
+  const attention_region *region = argument;
+  tile_memory m = memory_of(region, thread);
+  region->join(&region->call, &region->call.joins[chunk], &m);
+}
+
+void apus_attention(
+    apus_context *context, const apus_kv *kv, const float *q, int64_t q_stride, float *out, int64_t out_stride,
+    const apus_attention_arguments *arguments) {
+  int group = arguments->query_heads / kv->kv_heads;
+  int32_t tile_tokens = (int32_t)apus_max(1, tile_rows / group);
+  // How many tiles there are, and how many pieces if all were apart.
+  int64_t tiles = 0, pieces = 0, partial_rows = 0;
+  for (int32_t s = 0; s < arguments->sequences; s++) {
+    int32_t tokens = arguments->row_start[s + 1] - arguments->row_start[s];
+    for (int32_t token = 0; token < tokens; token += tile_tokens) {
+      int32_t count = (int32_t)apus_min(tile_tokens, tokens - token);
+      int32_t position = arguments->start[s] + token;
+      int32_t splits = (position + count - 1) / APUS_KV_SPLIT - lowest_position(arguments, position) / APUS_KV_SPLIT + 1;
+      tiles += kv->kv_heads;
+      pieces += (int64_t)splits * kv->kv_heads;
+      partial_rows += (int64_t)splits * kv->kv_heads * count * group;
+    }
+  }
+  if (tiles == 0) return;
+  int64_t partial_stride = apus_round_up(2 + kv->value_columns, 16);
+  // Pieces go apart where tiles are too few to share evenly, within reason for memory.
+  int apart = context->threads > 1 && tiles < 8 * context->threads && pieces > tiles
+      && partial_rows * partial_stride < ((int64_t)16 << 20);
+  int64_t count = apart ? pieces : tiles;
+  attention_item *items = apus_scratch_reserve(
+      &context->shared[0], (size_t)count * sizeof(attention_item) + (size_t)tiles * sizeof(join_item));
+  join_item *joins = (join_item *)(void *)(items + count);
+  int64_t item_count = 0, join_count = 0, row = 0;
+  for (int32_t s = 0; s < arguments->sequences; s++) {
+    int32_t tokens = arguments->row_start[s + 1] - arguments->row_start[s];
+    if (tokens <= 0) continue;
+    // The last tile sees most and comes first.
+    for (int32_t token = (tokens - 1) / tile_tokens * tile_tokens; token >= 0; token -= tile_tokens) {
+      int32_t here = (int32_t)apus_min(tile_tokens, tokens - token);
+      int32_t position = arguments->start[s] + token;
+      int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
+      int32_t last = (position + here - 1) / APUS_KV_SPLIT;
+      for (int32_t head = 0; head < kv->kv_heads; head++) {
+        attention_item item = {s, head, token, here, first, last, -1};
+        if (!apart || first == last) {
+          items[item_count++] = item;
+          continue;
+        }
+        item.partial = row;
+        joins[join_count++] = (join_item){item, last - first + 1};
+        for (int32_t split = first; split <= last; split++) {
+          item.first_split = item.last_split = split;
+          item.partial = row;
+          items[item_count++] = item;
+          row += (int64_t)here * group;
+        }
+      }
+    }
+  }
+  attention_region region = {
+      .context = context,
+      .attend = attend_of_dtype[kv->dtype][context->isa],
+      .join = join[context->isa],
+      .call = {kv, q, q_stride, out, out_stride, arguments, group, items, joins, NULL, partial_stride},
+      .rows = apus_max(tile_rows, group)};
+  if (row > 0) region.call.partials = apus_scratch_reserve(&context->shared[1], (size_t)(row * partial_stride) * 4);
+  // A region has at most 2^20 - 1 chunks.
+  for (int64_t done = 0; done < item_count; done += 1000000) {
+    region.call.items = items + done;
+    apus_pool_run(context->pool, (int)apus_min(1000000, item_count - done), attend_task, &region);
+  }
+  apus_pool_run(context->pool, (int)join_count, join_task, &region);
+}
+
+#else
+
+#include "tile.h"
+
+// MARK: Joining pieces
+
+// Joins a piece to the pieces before it: weighted sums of values under maxima of their own.
+APUS_INLINE void FN(fold)(
+    float *state_max, float *state_sum, float *state, float part_max, float part_sum, const float *part,
+    int64_t columns) {
+  if (part_sum == 0) return;
+  if (*state_sum == 0) {
+    *state_max = part_max;
+    *state_sum = part_sum;
+    memcpy(state, part, (size_t)columns * 4);
+    return;
+  }
+  float most = part_max > *state_max ? part_max : *state_max;
+  // Not numbers stay so: the factors below become NaN.
+  vf differences = 0;
+  differences.s0 = *state_max - most;
+  differences.s1 = part_max - most;
+  vf factors = FN(exp)(differences);
+  float old = factors.s0, new = factors.s1;
+  *state_max = most;
+  *state_sum = *state_sum * old + part_sum * new;
+  for (int64_t i = 0; i < columns; i += 16) {
+    FN(store)(state + i, FN(fma)(FN(load)(part + i), (vf)new, FN(load)(state + i) * old));
+  }
+}
+
+// Adding zero makes a negative zero positive: whether one arises depends on how many zero terms a tile added.
+APUS_INLINE void FN(finish)(
+    const attention_call *c, const attention_item *item, int64_t r, const float *state, float sum) {
+  int64_t d = c->kv->head_dimension;
+  int64_t row = c->batch->row_start[item->sequence] + item->token + r / c->group;
+  float *out = c->out + row * c->out_stride + ((int64_t)item->head * c->group + r % c->group) * d;
+  for (int64_t i = 0; i < d; i += 16) {
+    vf value = FN(load)(state + i) / sum + 0.0f;
+    FN(store_some)(out + i, value, apus_min(16, d - i));
+  }
+}
+
+static void FN(join)(const attention_call *c, const join_item *join, tile_memory *m) {
+  int64_t rows = (int64_t)join->item.tokens * c->group;
+  for (int64_t r = 0; r < rows; r++) {
+    float most = 0, sum = 0;
+    for (int32_t s = 0; s < join->splits; s++) {
+      const float *partial = c->partials + (join->item.partial + s * rows + r) * c->partial_stride;
+      FN(fold)(&most, &sum, m->state, partial[0], partial[1], partial + 2, c->kv->value_columns);
+    }
+    FN(finish)(c, &join->item, r, m->state, sum);
+  }
+}
+
+// MARK: Exponentials
+
+// Scores of one row for pages first..<last of the sequence become weights; `first_page` is where the arrays begin. Rows
+// that see nothing here have sum 0 and weights 0.
+APUS_INLINE void FN(weigh)(
+    const attention_call *c, tile_memory *m, int64_t r, int64_t first_page, int64_t last_page) {
+  float *scores = m->scores + r * m->score_stride;
+  const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  int32_t low = m->low[r], high = m->high[r];
+  float cap = c->batch->soft_cap;
+  vf most = -INFINITY;
+  for (int64_t page = first_page; page < last_page; page++) {
+    int32_t position = (int32_t)page * APUS_KV_PAGE_SIZE;
+    vf s = FN(load)(scores + (page - first_page) * 16) * c->batch->scale;
+    if (cap > 0) s = FN(tanh)(s / cap) * cap;
+    if (position < low || position + APUS_KV_PAGE_SIZE > high) {
+      vi positions = lanes + position;
+      s = ((positions < low) | (positions >= high)) ? (vf)-INFINITY : s;
+    }
+    most = FN(max)(s, most);
+    FN(store)(scores + (page - first_page) * 16, s);
+  }
+  int32_t begin = (int32_t)first_page * APUS_KV_PAGE_SIZE, end = (int32_t)last_page * APUS_KV_PAGE_SIZE;
+  int sees = low < end && high > begin;
+  float largest = FN(largest)(most);
+  vf sum = 0;
+  for (int64_t page = 0; page < last_page - first_page; page++) {
+    vf p = sees ? FN(exp)(FN(load)(scores + page * 16) - largest) : (vf)0;
+    uint32_t *weights = m->weights + r * m->weight_stride;
+    if (c->kv->dtype == APUS_BFLOAT16) {
+      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+      FN(store_bf16_activations)(halves, p);
+      p = FN(load_bf16)(halves);
+    } else {
+      FN(store)((float *)(void *)weights + page * 16, p);
+    }
+    sum += p;
+  }
+  m->part_max[r] = largest;
+  m->part_sum[r] = sees ? FN(sum)(sum) : 0;
+}
+
+// MARK: Tiles
+
+// One row's q at the pages' precision, zero in the last unit beyond the head.
+APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *to) {
+  int64_t d = c->kv->head_dimension;
+  if (c->kv->dtype != APUS_BFLOAT16) {
+    memcpy(to, q, (size_t)d * 4);
+    if (c->kv->dtype == APUS_FLOAT16 && d % 2 != 0) to[d] = 0;
+    return;
+  }
+  uint16_t *halves = (uint16_t *)(void *)to;
+  // The row's memory is padded to whole vectors.
+  for (int64_t i = 0; i < d; i += 16) {
+    FN(store_bf16_activations)(halves + i, FN(load_some)(q + i, apus_min(16, d - i)));
+  }
+}
+
+#undef APUS_ATTEND
+#define APUS_ATTEND(FORMAT, WORDS)                                                                                  \
+  APUS_INLINE void FN(score_##FORMAT)(                                                                              \
+      int rows, int vectors, tile_memory *m, int64_t row, const uint32_t *const *pages, int64_t index, int count,   \
+      int64_t units) {                                                                                              \
+    vf sums[6][4];                                                                                                  \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = 0;                                                 \
+    }                                                                                                               \
+    FN(tile_##FORMAT)(rows, vectors, sums, m->q + row * m->q_stride, m->q_stride, pages, 16, units);                \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      float *scores = m->scores + (row + i) * m->score_stride + index * 16;                                         \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
+        if (v < count) FN(store)(scores + v * 16, sums[i][v]);                                                      \
+      }                                                                                                             \
+    }                                                                                                               \
+  }                                                                                                                 \
+                                                                                                                    \
+  /* `tail` units of the last page count; where `half` is set, the last of them only with its first token. */       \
+  APUS_INLINE void FN(values_##FORMAT)(                                                                             \
+      int rows, int vectors, const attention_call *c, tile_memory *m, int64_t row, const int32_t *pages,            \
+      int64_t count, int head, int64_t column, int64_t tail, int half) {                                            \
+    const apus_kv *kv = c->kv;                                                                                      \
+    vf sums[6][4];                                                                                                  \
+    const uint32_t *columns[4];                                                                                     \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = 0;                                                 \
+    }                                                                                                               \
+    const uint32_t *weights = m->weights + row * m->weight_stride;                                                  \
+    for (int64_t p = 0; p < count; p++) {                                                                           \
+      const uint32_t *values = apus_kv_values(kv, pages[p], head) + column;                                         \
+      int64_t units = p == count - 1 ? tail - half : kv->value_units;                                               \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = values + 16 * v;                                   \
+      FN(tile_##FORMAT)(                                                                                            \
+          rows, vectors, sums, weights + p * kv->value_units * WORDS, m->weight_stride, columns,                    \
+          kv->value_columns, units);                                                                                \
+    }                                                                                                               \
+    if (half) {                                                                                                     \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = m->masked + column + 16 * v;                       \
+      FN(tile_##FORMAT)(                                                                                            \
+          rows, vectors, sums, weights + ((count - 1) * kv->value_units + tail - 1) * WORDS, m->weight_stride,      \
+          columns, kv->value_columns, 1);                                                                           \
+    }                                                                                                               \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      float *part = m->part + (row + i) * kv->value_columns + column;                                               \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) FN(store)(part + 16 * v, sums[i][v]);                           \
+    }                                                                                                               \
+  }                                                                                                                 \
+                                                                                                                    \
+  static void FN(score_rows_##FORMAT)(                                                                              \
+      int rows, tile_memory *m, int64_t row, const uint32_t *const *pages, int64_t index, int count,                \
+      int64_t units) {                                                                                              \
+    switch (rows) { APUS_EACH_ROWS(APUS_SCORE_CASE, FORMAT) }                                                       \
+  }                                                                                                                 \
+                                                                                                                    \
+  static void FN(value_rows_##FORMAT)(                                                                              \
+      int rows, int vectors, const attention_call *c, tile_memory *m, int64_t row, const int32_t *pages,            \
+      int64_t count, int head, int64_t column, int64_t tail, int half) {                                            \
+    if (vectors == 1) {                                                                                             \
+      switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_1, FORMAT) }                                                   \
+    } else {                                                                                                        \
+      switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_N, FORMAT) }                                                   \
+    }                                                                                                               \
+  }                                                                                                                 \
+                                                                                                                    \
+  static void FN(attend_##FORMAT)(const attention_call *c, const attention_item *item, tile_memory *m) {            \
+    const apus_kv *kv = c->kv;                                                                                      \
+    const apus_attention_arguments *batch = c->batch;                                                               \
+    const int32_t *table = batch->pages + batch->page_offset[item->sequence];                                       \
+    int64_t rows = (int64_t)item->tokens * c->group;                                                                \
+    int32_t first_position = batch->start[item->sequence] + item->token;                                            \
+    int32_t end_position = first_position + item->tokens;                                                           \
+    for (int64_t r = 0; r < rows; r++) {                                                                            \
+      int64_t token = batch->row_start[item->sequence] + item->token + r / c->group;                                \
+      int64_t head = (int64_t)item->head * c->group + r % c->group;                                                 \
+      FN(take_q)(c, c->q + token * c->q_stride + head * kv->head_dimension, m->q + r * m->q_stride);                \
+      int32_t position = first_position + (int32_t)(r / c->group);                                                  \
+      m->low[r] = lowest_position(batch, position);                                                                 \
+      m->high[r] = position + 1;                                                                                    \
+      m->state_sum[r] = 0;                                                                                          \
+    }                                                                                                               \
+    int64_t row_tiles = apus_ceil_div(rows, APUS_TILE_ROWS);                                                        \
+    for (int32_t split = item->first_split; split <= item->last_split; split++) {                                   \
+      int64_t begin = apus_max((int64_t)split * APUS_KV_SPLIT, m->low[0]);                                          \
+      int64_t end = apus_min((int64_t)(split + 1) * APUS_KV_SPLIT, end_position);                                   \
+      int64_t first_page = begin / APUS_KV_PAGE_SIZE;                                                               \
+      int64_t last_page = apus_ceil_div(end, APUS_KV_PAGE_SIZE);                                                    \
+      int64_t pages = last_page - first_page;                                                                       \
+      for (int64_t p = 0; p < pages;) {                                                                             \
+        /* Rows in the inner loop: the pages' keys stay in the nearest cache. */                                    \
+        const uint32_t *keys[4];                                                                                    \
+        int count = (int)apus_min(APUS_PAGES_AT_ONCE, pages - p);                                                   \
+        for (int v = 0; v < 4; v++) {                                                                               \
+          keys[v] = apus_kv_keys(kv, table[first_page + p + (v < count ? v : count - 1)], item->head);              \
+        }                                                                                                           \
+        for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
+          int64_t row = rows * t / row_tiles;                                                                       \
+          FN(score_rows_##FORMAT)(                                                                                  \
+              (int)(rows * (t + 1) / row_tiles - row), m, row, keys, p, count, kv->key_units);                      \
+        }                                                                                                           \
+        p += count;                                                                                                 \
+      }                                                                                                             \
+      for (int64_t r = 0; r < rows; r++) FN(weigh)(c, m, r, first_page, last_page);                                 \
+      /* What lies behind the last position of its page may be anything, even NaN: it must not be multiplied. */    \
+      int64_t tokens = end - (last_page - 1) * APUS_KV_PAGE_SIZE;                                                   \
+      int64_t in_unit = APUS_KV_PAGE_SIZE / kv->value_units;                                                        \
+      int64_t tail = apus_ceil_div(tokens, in_unit);                                                                \
+      int half = tokens % in_unit != 0;                                                                             \
+      if (half) {                                                                                                   \
+        const uint32_t *values =                                                                                    \
+            apus_kv_values(kv, table[last_page - 1], item->head) + (tail - 1) * kv->value_columns;                  \
+        for (int64_t i = 0; i < kv->value_columns; i++) {                                                           \
+          if (kv->dtype == APUS_BFLOAT16) {                                                                         \
+            m->masked[i] = values[i] & 0xffffu;                                                                     \
+          } else {                                                                                                  \
+            m->masked[i] = i % 16 < 8 ? values[i] : 0;                                                              \
+          }                                                                                                         \
+        }                                                                                                           \
+      }                                                                                                             \
+      for (int64_t column = 0; column < kv->value_columns;) {                                                       \
+        int vectors = kv->value_columns - column >= 16 * APUS_VALUE_VECTORS ? APUS_VALUE_VECTORS : 1;               \
+        for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
+          int64_t row = rows * t / row_tiles;                                                                       \
+          FN(value_rows_##FORMAT)(                                                                                  \
+              (int)(rows * (t + 1) / row_tiles - row), vectors, c, m, row, table + first_page, pages, item->head,   \
+              column, tail, half);                                                                                  \
+        }                                                                                                           \
+        column += 16 * vectors;                                                                                     \
+      }                                                                                                             \
+      for (int64_t r = 0; r < rows; r++) {                                                                          \
+        const float *part = m->part + r * kv->value_columns;                                                        \
+        if (item->partial >= 0) {                                                                                   \
+          float *partial = c->partials + (item->partial + r) * c->partial_stride;                                   \
+          partial[0] = m->part_max[r];                                                                              \
+          partial[1] = m->part_sum[r];                                                                              \
+          memcpy(partial + 2, part, (size_t)kv->value_columns * 4);                                                 \
+        } else {                                                                                                    \
+          FN(fold)(                                                                                                 \
+              &m->state_max[r], &m->state_sum[r], m->state + r * kv->value_columns, m->part_max[r],                 \
+              m->part_sum[r], part, kv->value_columns);                                                             \
+        }                                                                                                           \
+      }                                                                                                             \
+    }                                                                                                               \
+    if (item->partial >= 0) return;                                                                                 \
+    for (int64_t r = 0; r < rows; r++) FN(finish)(c, item, r, m->state + r * kv->value_columns, m->state_sum[r]);   \
+  }
+
+// Tiles of one row and of several may have different numbers of vectors; scores of up to four pages are made at once.
+#undef APUS_PAGES_AT_ONCE
+#undef APUS_SCORE_VECTORS
+#undef APUS_VALUE_VECTORS
+#define APUS_PAGES_AT_ONCE 4
+#if APUS_LEVEL >= 2
+#define APUS_SCORE_VECTORS 4
+#define APUS_VALUE_VECTORS 4
+#else
+#define APUS_SCORE_VECTORS 1
+#define APUS_VALUE_VECTORS 1
+#endif
+
+#undef APUS_SCORE_CASE
+#define APUS_SCORE_CASE(FORMAT, N)                                                                                  \
+  case N:                                                                                                           \
+    for (int v = 0; v < count; v += APUS_SCORE_VECTORS) {                                                           \
+      FN(score_##FORMAT)(N, APUS_SCORE_VECTORS, m, row, pages + v, index + v, count - v, units);                    \
+    }                                                                                                               \
+    break;
+#undef APUS_VALUE_CASE_1
+#define APUS_VALUE_CASE_1(FORMAT, N)                                                                                \
+  case N:                                                                                                           \
+    FN(values_##FORMAT)(N, 1, c, m, row, pages, count, head, column, tail, half);                                   \
+    break;
+#undef APUS_VALUE_CASE_N
+#define APUS_VALUE_CASE_N(FORMAT, N)                                                                                \
+  case N:                                                                                                           \
+    FN(values_##FORMAT)(N, APUS_VALUE_VECTORS, c, m, row, pages, count, head, column, tail, half);                  \
+    break;
+#undef APUS_EACH_ROWS
+#if APUS_TILE_ROWS == 6
+#define APUS_EACH_ROWS(CASE, FORMAT) \
+  CASE(FORMAT, 1) CASE(FORMAT, 2) CASE(FORMAT, 3) CASE(FORMAT, 4) CASE(FORMAT, 5) CASE(FORMAT, 6)
+#elif APUS_TILE_ROWS == 4
+#define APUS_EACH_ROWS(CASE, FORMAT) CASE(FORMAT, 1) CASE(FORMAT, 2) CASE(FORMAT, 3) CASE(FORMAT, 4)
+#else
+#define APUS_EACH_ROWS(CASE, FORMAT) CASE(FORMAT, 1) CASE(FORMAT, 2)
+#endif
+
+APUS_ATTEND(float32, 1)
+APUS_ATTEND(float16, 2)
+APUS_ATTEND(bfloat16, 1)
+
+#endif

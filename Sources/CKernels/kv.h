@@ -1,0 +1,60 @@
+// The layout of K/V pages, shared by writing and attention.
+//
+// A page holds for each K/V head a block of keys and then one of values, in units (see tile.h). Keys: [units of the head's
+// numbers][16 tokens], so that lanes are tokens. Values: [units of tokens][numbers, padded to 16], so that lanes are
+// numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value.
+
+#ifndef APUS_KV_H
+#define APUS_KV_H
+
+#include "internal.h"
+
+struct apus_kv {
+  int64_t pages;
+  int kv_heads;
+  int head_dimension;
+  apus_dtype dtype;
+  // Units of a key, and of a page's tokens.
+  int64_t key_units;
+  int64_t value_units;
+  // Numbers of a value, rounded up to whole vectors.
+  int64_t value_columns;
+  // Sizes in 32-bit words.
+  int64_t head_words;
+  int64_t page_words;
+  uint32_t *data;
+  size_t bytes;
+};
+
+APUS_INLINE uint32_t *apus_kv_keys(const apus_kv *kv, int64_t page, int head) {
+  return kv->data + page * kv->page_words + head * kv->head_words;
+}
+
+APUS_INLINE uint32_t *apus_kv_values(const apus_kv *kv, int64_t page, int head) {
+  return apus_kv_keys(kv, page, head) + kv->key_units * APUS_KV_PAGE_SIZE;
+}
+
+// Where number `i` of token `t`'s key lies in a block, counted in numbers.
+APUS_INLINE int64_t apus_key_index(apus_dtype dtype, int64_t i, int64_t t) {
+  switch (dtype) {
+    case APUS_FLOAT32:
+      return i * 16 + t;
+    case APUS_FLOAT16:
+      return i / 2 * 32 + i % 2 * 16 + t;
+    default:
+      return i / 2 * 32 + t * 2 + i % 2;
+  }
+}
+
+APUS_INLINE int64_t apus_value_index(apus_dtype dtype, int64_t columns, int64_t i, int64_t t) {
+  switch (dtype) {
+    case APUS_FLOAT32:
+      return t * columns + i;
+    case APUS_FLOAT16:
+      return t / 2 * columns * 2 + i / 16 * 32 + t % 2 * 16 + i % 16;
+    default:
+      return t / 2 * columns * 2 + i * 2 + t % 2;
+  }
+}
+
+#endif

@@ -1,0 +1,130 @@
+// The inner loop of linear layers and of attention, at one level: a tile of rows by vectors of outputs.
+//
+// Weights (and K/V pages) are made of units: 32 bits that hold one float32, two 16-bit numbers or four int8 numbers which
+// are neighbours along the summed dimension. Sixteen units, one for each of sixteen outputs, are a vector; a step multiplies
+// them with the row's unit, broadcast, and adds the products to sixteen sums. There are no horizontal sums, and a sum's order
+// is that of the units, whatever the tile's shape.
+//
+// float16 is stored as sixteen first halves and then sixteen second halves of the units, because the conversion reads
+// sixteen neighbours.
+
+// Registers bound the tile: rows at most, and vectors for one row and for several.
+#undef APUS_TILE_ROWS
+#undef APUS_TILE_VECTORS_ONE
+#undef APUS_TILE_VECTORS_MANY
+#if APUS_LEVEL >= 2
+#define APUS_TILE_ROWS 6
+#define APUS_TILE_VECTORS_ONE 4
+#define APUS_TILE_VECTORS_MANY 4
+#elif APUS_LEVEL == 1
+#define APUS_TILE_ROWS 4
+#define APUS_TILE_VECTORS_ONE 4
+#define APUS_TILE_VECTORS_MANY 1
+#else
+#define APUS_TILE_ROWS 2
+#define APUS_TILE_VECTORS_ONE 2
+#define APUS_TILE_VECTORS_MANY 1
+#endif
+
+APUS_INLINE vf FN(step_float32)(vf sum, const uint32_t *x, vu w) {
+  float value;
+  memcpy(&value, x, 4);
+  return FN(fma)((vf)value, __builtin_bit_cast(vf, w), sum);
+}
+
+APUS_INLINE vf FN(step_float16)(vf sum, const uint32_t *x, vu w) {
+  float value[2];
+  memcpy(value, x, 8);
+  typedef uint16_t halves __attribute__((ext_vector_type(32)));
+  halves both = __builtin_bit_cast(halves, w);
+  sum = FN(fma)((vf)value[0], FN(from_f16)(both.lo), sum);
+  return FN(fma)((vf)value[1], FN(from_f16)(both.hi), sum);
+}
+
+APUS_INLINE vf FN(step_bfloat16)(vf sum, const uint32_t *x, vu w) {
+#if APUS_LEVEL >= 3
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)*x), (__m512bh)w);
+#else
+  vf first = __builtin_bit_cast(vf, (vu)(*x << 16));
+  vf second = __builtin_bit_cast(vf, (vu)(*x & 0xffff0000u));
+  sum = FN(fma)(second, __builtin_bit_cast(vf, w & 0xffff0000u), sum);
+  return FN(fma)(first, __builtin_bit_cast(vf, w << 16), sum);
+#endif
+}
+
+// x is unsigned (biased by 128), w is signed.
+APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
+#if APUS_LEVEL >= 3
+  return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)*x), (__m512i)w);
+#elif APUS_LEVEL == 2
+  __m512i even = _mm512_set1_epi32((int)(*x & 0x00ff00ffu));
+  __m512i odd = _mm512_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m512i w_even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
+  __m512i w_odd = _mm512_srai_epi16((__m512i)w, 8);
+  return sum + (vi)_mm512_madd_epi16(even, w_even) + (vi)_mm512_madd_epi16(odd, w_odd);
+#elif APUS_LEVEL == 1
+  __m256i even = _mm256_set1_epi32((int)(*x & 0x00ff00ffu));
+  __m256i odd = _mm256_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m256i parts[2];
+  memcpy(parts, &w, 64);
+  APUS_UNROLL
+  for (int i = 0; i < 2; i++) {
+    __m256i w_even = _mm256_srai_epi16(_mm256_slli_epi16(parts[i], 8), 8);
+    __m256i w_odd = _mm256_srai_epi16(parts[i], 8);
+    parts[i] = _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
+  }
+  vi products;
+  memcpy(&products, parts, 64);
+  return sum + products;
+#elif defined(__SSE2__)
+  __m128i even = _mm_set1_epi32((int)(*x & 0x00ff00ffu));
+  __m128i odd = _mm_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m128i parts[4];
+  memcpy(parts, &w, 64);
+  APUS_UNROLL
+  for (int i = 0; i < 4; i++) {
+    __m128i w_even = _mm_srai_epi16(_mm_slli_epi16(parts[i], 8), 8);
+    __m128i w_odd = _mm_srai_epi16(parts[i], 8);
+    parts[i] = _mm_add_epi32(_mm_madd_epi16(even, w_even), _mm_madd_epi16(odd, w_odd));
+  }
+  vi products;
+  memcpy(&products, parts, 64);
+  return sum + products;
+#else
+  vi s = __builtin_bit_cast(vi, w);
+  sum += (vi)(int32_t)(*x & 0xffu) * (s << 24 >> 24);
+  sum += (vi)(int32_t)(*x >> 8 & 0xffu) * (s << 16 >> 24);
+  sum += (vi)(int32_t)(*x >> 16 & 0xffu) * (s << 8 >> 24);
+  return sum + (vi)(int32_t)(*x >> 24) * (s >> 24);
+#endif
+}
+
+// sums[i][v] += x[i] . w[v] over `units` units. A row of x is WORDS 32-bit words for each unit and rows lie `x_stride`
+// words apart; vector v of unit u lies at w[v] + u * w_stride. `rows` and `vectors` must be constants.
+#undef APUS_TILE
+#define APUS_TILE(FORMAT, SUM, WORDS)                                                                               \
+  APUS_INLINE void FN(tile_##FORMAT)(                                                                               \
+      int rows, int vectors, SUM (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,         \
+      int64_t w_stride, int64_t units) {                                                                            \
+    SUM s[6][4];                                                                                                    \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
+    }                                                                                                               \
+    _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
+      vu b[4];                                                                                                      \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) b[v] = FN(load_units)(w[v] + u * w_stride);                     \
+      APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                  \
+        APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                             \
+          s[i][v] = FN(step_##FORMAT)(s[i][v], x + i * x_stride + u * WORDS, b[v]);                                 \
+        }                                                                                                           \
+      }                                                                                                             \
+    }                                                                                                               \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = s[i][v];                                           \
+    }                                                                                                               \
+  }
+
+APUS_TILE(float32, vf, 1)
+APUS_TILE(float16, vf, 2)
+APUS_TILE(bfloat16, vf, 1)
+APUS_TILE(int8, vi, 1)

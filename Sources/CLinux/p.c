@@ -1,1 +1,0 @@
-int apus_linux_placeholder(void){return 0;}
