@@ -100,7 +100,7 @@ public final class Engine: GenerationService {
   ) throws(EngineError) -> Engine {
     let tokenizer = try Tokenizer.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
     let template = try loadTemplate(configuration)
-    let backend = CPUBackend(threads: configuration.threads)
+    let backend = try CPUBackend(threads: configuration.threads)
     let loaded = try ModelLoader.load(
       modelOptions(configuration), backend: backend,
       progress: progress.map { report in { report(LoadProgress(completedBytes: $0, totalBytes: $1)) } })

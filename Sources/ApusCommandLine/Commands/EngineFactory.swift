@@ -1,5 +1,6 @@
 import ApusCore
 import ApusEngine
+import ApusScheduling
 
 /// An engine in this process, as commands need it: the service, how to stop it, and what start-up decided.
 struct RunningEngine: Sendable {
@@ -11,7 +12,7 @@ struct RunningEngine: Sendable {
   var shutdown: @Sendable () async -> Void
 }
 
-/// The one place where commands construct the engine.
+/// The one place where commands construct the engine. Shows a progress bar while weights are loaded.
 func startEngine(_ options: EngineOptions, isQuiet: Bool = false) async throws -> RunningEngine {
   let configuration = try options.configuration()
   let bar = ProgressBar("Loading", total: 0, isQuiet: isQuiet)
