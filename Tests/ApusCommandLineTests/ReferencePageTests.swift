@@ -29,6 +29,6 @@ import Testing
   @Test func aTableRowHoldsNameDefaultAndValues() {
     let page = ApusProgram.referencePage()
     #expect(page.contains("| `--port` `<port>` | `8000` |"))
-    #expect(page.contains("`lpm`, `fcfs`"))
+    #expect(page.contains("`fcfs`, `lpm`"))
   }
 }

@@ -1,19 +1,15 @@
 import ApusCore
+import ApusEngine
+import ApusScheduling
 import ArgumentParser
 
-/// The number format of weights that are not quantised.
-enum WeightType: String, ExpressibleByArgument, CaseIterable { case auto, bfloat16, float16, float32 }
-/// The weight quantisations made while loading.
-enum Quantization: String, ExpressibleByArgument, CaseIterable { case none, int8 }
-/// The number format of cached keys and values.
-enum KVCacheType: String, ExpressibleByArgument, CaseIterable { case auto, bfloat16, float16, float32 }
-/// Where weights come from.
-enum LoadFormat: String, ExpressibleByArgument, CaseIterable { case auto, dummy }
-/// Which waiting request goes first.
-enum SchedulePolicyName: String, ExpressibleByArgument, CaseIterable {
-  case lpm, fcfs, lof, priority
-  case dfsWeight = "dfs-weight"
-}
+extension EngineConfiguration.ElementType: ExpressibleByArgument {}
+extension EngineConfiguration.Quantization: ExpressibleByArgument {}
+extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
+extension SchedulingPolicy: ExpressibleByArgument {}
+
+/// The engine's own defaults, which are the flags' defaults.
+private let standard = EngineConfiguration(modelPath: "")
 
 /// The model and how the engine runs it: the flags that every command with an engine of its own shares.
 struct EngineOptions: ParsableArguments {
@@ -38,33 +34,33 @@ struct EngineOptions: ParsableArguments {
   var chatTemplate: String?
 
   @Option(help: "The format of weights; auto keeps the checkpoint's.")
-  var dtype: WeightType = .auto
+  var dtype = standard.dtype
 
-  @Option(help: "Quantises weights while loading.")
-  var quantization: Quantization = .none
+  @Option(help: "Quantises weights while loading: int8 has a scale per output channel.")
+  var quantization: EngineConfiguration.Quantization?
 
-  @Option(help: "The format of cached keys and values; auto is bfloat16.")
-  var kvCacheDtype: KVCacheType = .auto
+  @Option(help: "The format of cached keys and values; auto is float32 for float32 weights, else bfloat16.")
+  var kvCacheDtype = standard.kvCacheDtype
 
   @Option(help: "dummy makes random weights from config.json alone, for benchmarks.")
-  var loadFormat: LoadFormat = .auto
+  var loadFormat = standard.loadFormat
 
   @Option(help: ArgumentHelp("The longest sequence in tokens. Default: the model's own.", valueName: "tokens"))
   var contextLength: Int?
 
   @Option(
-    help: ArgumentHelp("The most requests that compute at once. Default: from the K/V size.", valueName: "count"))
-  var maxRunningRequests: Int?
+    help: ArgumentHelp("The most requests that compute at once.", valueName: "count"))
+  var maxRunningRequests = standard.maxRunningRequests
 
   @Option(
     help: ArgumentHelp("The most requests that wait; one more is answered 429.", valueName: "count"))
-  var maxQueuedRequests: Int?
+  var maxQueuedRequests = standard.maxQueuedRequests
 
   @Option(
     help: ArgumentHelp(
-      "The most tokens that a step computes; longer prompts are computed in chunks. Default: from the model and the machine.",
+      "The most tokens that a step computes; longer prompts are computed in chunks.",
       valueName: "tokens"))
-  var chunkedPrefillSize: Int?
+  var chunkedPrefillSize = standard.tokenBudget
 
   @Option(
     help: ArgumentHelp("The K/V cache's size in tokens. Default: from the free memory.", valueName: "tokens"))
@@ -72,7 +68,7 @@ struct EngineOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "The share of memory that weights and the K/V cache may fill together, above 0 and at most 1.",
+      "The share of the memory at hand that weights and the K/V cache may fill together. Default: \(standard.memoryFraction).",
       valueName: "share"))
   var memFractionStatic: Double?
 
@@ -81,12 +77,12 @@ struct EngineOptions: ParsableArguments {
       Which waiting request goes first: lpm (longest cached prefix), fcfs (first come), lof (longest output), \
       dfs-weight (depth first by subtree), priority.
       """)
-  var schedulePolicy: SchedulePolicyName = .lpm
+  var schedulePolicy = standard.schedulePolicy
 
   @Option(
     help: ArgumentHelp(
       "Above 1 admits fewer requests and retracts less often, below 1 admits more.", valueName: "factor"))
-  var scheduleConservativeness = 1.0
+  var scheduleConservativeness = standard.scheduleConservativeness
 
   @Flag(help: "Computes every prompt whole: no prefix is reused.")
   var disableRadixCache = false
@@ -116,7 +112,7 @@ struct EngineOptions: ParsableArguments {
     try atLeastOne(chunkedPrefillSize, "--chunked-prefill-size")
     try atLeastOne(maxTotalTokens, "--max-total-tokens")
     try atLeastOne(threads, "--threads")
-    if let maxQueuedRequests, maxQueuedRequests < 0 {
+    if maxQueuedRequests < 0 {
       throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
     }
     if let memFractionStatic, !(memFractionStatic > 0 && memFractionStatic <= 1) {
@@ -132,8 +128,8 @@ struct EngineOptions: ParsableArguments {
       throw ValidationError(
         "--max-total-tokens \(maxTotalTokens) cannot hold one sequence of --context-length \(contextLength).")
     }
-    if disableRadixCache && schedulePolicy == .dfsWeight {
-      throw ValidationError("--schedule-policy dfs-weight orders by cached prefixes; it needs the radix cache.")
+    if disableRadixCache && [.depthFirstWeight, .longestPrefixMatch].contains(schedulePolicy) {
+      throw ValidationError("--schedule-policy \(schedulePolicy.rawValue) orders by cached prefixes; it needs the radix cache.")
     }
     if tokenizerPath?.isEmpty == true { throw ValidationError("--tokenizer-path is empty.") }
   }
