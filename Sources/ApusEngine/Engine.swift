@@ -402,7 +402,7 @@ public final class Engine: GenerationService {
   }
 
   private static func mebibytes(_ bytes: Int) -> String {
-    bytes < 10 << 20 ? "\(Double(bytes * 10 >> 20) / 10) MiB" : "\(bytes >> 20) MiB"
+    bytes < 10 << 20 ? "\(Double((bytes * 10) >> 20) / 10) MiB" : "\(bytes >> 20) MiB"
   }
 
   private static func grouped(_ number: Int) -> String {

@@ -31,23 +31,25 @@ struct OutputAssembler: Sendable {
     for (index, token) in tokens.enumerated() {
       completionCount += 1
       if token == stopToken, index == tokens.count - 1 { continue }
-      let (text, match) = filter(detokenizer.append(token))
+      let (text, end) = filter(detokenizer.append(token))
       chunk.text += text
-      if let match {
+      if let end {
         chunk.tokens = Array(tokens[...index])
         if !logprobs.isEmpty { chunk.logprobs = Array(logprobs[...index]) }
-        chunk.finishReason = .stop(.text(match))
+        chunk.finishReason = end
         chunk.usage.completionTokens = completionCount
         return chunk
       }
     }
     if finishReason != nil {
-      let (text, match) = filter(detokenizer.finish())
+      let (text, end) = filter(detokenizer.finish())
       chunk.text += text
-      if let match {
-        chunk.finishReason = .stop(.text(match))
+      if let end {
+        chunk.finishReason = end
       } else {
-        chunk.text += stopPatterns.finish(after: stopStrings.finish())
+        let (held, end) = filterPatterns(stopStrings.finish())
+        chunk.text += held
+        if let end { chunk.finishReason = end } else { chunk.text += stopPatterns.finish(after: "") }
       }
     }
     chunk.usage.completionTokens = completionCount
@@ -55,13 +57,22 @@ struct OutputAssembler: Sendable {
   }
 
   /// Lets text through the stop conditions. Before `minNewTokens` nothing stops.
-  private mutating func filter(_ piece: String) -> (text: String, match: String?) {
+  private mutating func filter(_ piece: String) -> (text: String, end: FinishReason?) {
     if completionCount <= minNewTokens || piece.isEmpty { return (piece, nil) }
     let (text, match) = stopStrings.append(piece)
     // What precedes a stop string may itself match a pattern, which then came first.
-    let (filtered, patternMatch) = stopPatterns.append(text)
-    if let patternMatch { return (filtered, patternMatch) }
-    if let match { return (filtered + stopPatterns.finish(after: ""), match.text) }
-    return (filtered, nil)
+    let (filtered, end) = filterPatterns(text)
+    if end != nil { return (filtered, end) }
+    guard let match else { return (filtered, nil) }
+    return (filtered + stopPatterns.finish(after: ""), .stop(.text(match.text)))
+  }
+
+  private mutating func filterPatterns(_ text: String) -> (text: String, end: FinishReason?) {
+    let (filtered, outcome) = stopPatterns.append(text)
+    switch outcome {
+    case .none: return (filtered, nil)
+    case .match(let text): return (filtered, .stop(.text(text)))
+    case .failure(let reason): return (filtered, .abort(reason))
+    }
   }
 }

@@ -127,14 +127,15 @@ public final class StepRunner: @unchecked Sendable {
   // MARK: Forward pass
 
   private func forward(_ batch: ScheduleBatch) {
-    precondition(batch.requests.count <= maxRunningRequests, "More requests in a step than there are slots.")
+    require(batch.requests.count <= maxRunningRequests, "A step has more requests than there are slots.")
     var rows = 0
     var reach = 0
     for (index, request) in batch.requests.enumerated() {
       let (first, count) = (Int(request.start), Int(request.count))
-      precondition(
-        count >= 1 && rows + count <= maxTokensPerStep && first + count <= model.contextLength
-          && first + count <= Int(request.pageCount) * kvPageSize, "A request's share of a step is impossible.")
+      require(count >= 1 && rows + count <= maxTokensPerStep, "A step has more tokens than its limit.")
+      require(
+        first + count <= model.contextLength && first + count <= Int(request.pageCount) * kvPageSize,
+        "A request's tokens lie beyond its pages or the context.")
       rowStart[index] = Int32(rows)
       start[index] = request.start
       pageOffset[index] = request.pageOffset
@@ -363,6 +364,11 @@ public final class StepRunner: @unchecked Sendable {
     }
     return wanted.map { found[$0]! }
   }
+}
+
+/// Stops the process with a sentence that survives in release builds: the scheduler broke its contract.
+private func require(_ condition: Bool, _ sentence: StaticString) {
+  if !condition { fatalError("\(sentence)") }
 }
 
 /// Seconds of the monotonic clock.

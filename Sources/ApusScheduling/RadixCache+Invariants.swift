@@ -43,7 +43,8 @@ extension RadixCache {
       }
       pageCount += node.pages.count
       if node.lockCount > 0 { lockedCount += node.pages.count }
-      invariant(node.lockCount == locks[Int(index)], "node \(index) counts \(node.lockCount) locks, not \(locks[index])")
+      invariant(
+        node.lockCount == locks[Int(index)], "node \(index) counts \(node.lockCount) locks, not \(locks[index])")
     }
     invariant(edgeCount == edges.count, "the tree has edges that lead nowhere")
     for (index, node) in nodes.enumerated() where node.isUsed {

@@ -245,7 +245,8 @@ extension Scheduler {
       req,
       .abort(
         "The K/V cache of \(allocator.capacity * kvPageSize) tokens is too small for this request, which has "
-          + "\(req.tokens.count) tokens and is not finished. Ask for fewer tokens or start the engine with a larger cache."))
+          + "\(req.tokens.count) tokens and is not finished. Ask for fewer tokens or start the engine with a larger cache."
+      ))
   }
 
   /// Who is retracted first: the least urgent, then the one that has generated least, whose work is cheapest to repeat,

@@ -39,8 +39,6 @@ public struct Scheduler: ~Copyable {
 
   var launchedStep: UInt64 = 0
   var completedStep: UInt64 = 0
-  /// Where the next step's round of decodes begins, for budgets smaller than the number of running requests.
-  var decodeCursor = 0
   var arrivals: UInt64 = 0
   /// The share of requested output that admission reserves for each running request.
   var newTokenRatio: Double
@@ -135,7 +133,9 @@ public struct Scheduler: ~Copyable {
   private func refusal(of submission: Submission) -> EngineError? {
     let count = submission.tokens.count
     if isDraining { return EngineError(.shuttingDown, "The engine is stopping and takes no new requests.") }
-    if count == 0 { return EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt") }
+    if count == 0 {
+      return EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt")
+    }
     let room = submission.sampling.maxNewTokens == 0 ? 0 : 1
     if count + room > configuration.contextLength {
       return EngineError(
@@ -205,19 +205,11 @@ public struct Scheduler: ~Copyable {
     return true
   }
 
-  /// Gives one token to each running request that lags by one, as far as budget and pages reach.
+  /// Gives one token to each running request that lags by one, as far as pages reach. The budget reaches for all: a
+  /// request is admitted only with budget that a step left over.
   private mutating func scheduleDecodes(into batch: inout ScheduleBatch, budget: inout Int) {
-    let count = running.count
-    if decodeCursor >= count { decodeCursor = 0 }
-    let first = decodeCursor
-    for offset in 0..<count {
-      let index = first + offset < count ? first + offset : first + offset - count
-      let req = running[index]
-      guard req.extendCount == 1 else { continue }
-      guard budget > 0 else {
-        decodeCursor = index
-        return
-      }
+    for req in running where req.extendCount == 1 {
+      if budget == 0 { return }
       if schedule(req, count: 1, into: &batch) { budget -= 1 }
     }
   }
@@ -241,15 +233,11 @@ public struct Scheduler: ~Copyable {
 
   /// Puts a request's next tokens into the batch.
   /// - Returns: `false`, with nothing changed, if there is no page for them.
-  func canHold(_ req: Req, count: Int) -> Bool {
-    pageCount(for: req.scheduledCount + count) - req.pages.count <= allocator.freeCount + cache.evictablePages
-  }
-
   mutating func schedule(_ req: Req, count: Int, into batch: inout ScheduleBatch) -> Bool {
-    guard canHold(req, count: count) else { return false }
     let start = req.scheduledCount
     let end = start + count
     let needed = pageCount(for: end)
+    guard needed - req.pages.count <= allocator.freeCount + cache.evictablePages else { return false }
     while req.pages.count < needed { req.pages.append(takePage()) }
 
     let inFlight = end > req.tokens.count

@@ -106,7 +106,8 @@ public struct FakeExecutor: ModelExecutor {
       let start = Int(share.start)
       let end = start + Int(share.count)
       check(
-        Int(share.pageCount) == (end + kvPageSize - 1) / kvPageSize, "slot \(share.slot)'s page table does not cover it")
+        Int(share.pageCount) == (end + kvPageSize - 1) / kvPageSize, "slot \(share.slot)'s page table does not cover it"
+      )
       let pages = batch.pages[Int(share.pageOffset)..<Int(share.pageOffset + share.pageCount)]
       check(Set(pages).count == pages.count, "slot \(share.slot)'s page table names a page twice")
       check(pages.allSatisfy { $0 >= 0 && Int($0) < cells.count / kvPageSize }, "a page table names a missing page")
@@ -274,7 +275,9 @@ public struct FakeModel: Sendable {
     func entry(_ token: TokenID) -> TokenLogprob {
       TokenLogprob(token: token, logprob: -Float(mix(state ^ UInt64(UInt32(bitPattern: token))) % 1000) / 100)
     }
-    let top = (0..<TokenID(options?.topCount ?? 0)).map(entry).sorted { ($1.logprob ?? 0, $0.token) < ($0.logprob ?? 0, $1.token) }
+    let top = (0..<TokenID(options?.topCount ?? 0)).map(entry).sorted {
+      ($1.logprob ?? 0, $0.token) < ($0.logprob ?? 0, $1.token)
+    }
     return PositionLogprobs(chosen: entry(chosen), top: top, requested: (options?.tokenIDs ?? []).map(entry))
   }
 

@@ -20,6 +20,8 @@ enum DecoderStep: Sendable {
   case strip(content: [UInt8], start: Int, stop: Int)
   /// Replaces every occurrence of a string.
   case replace(pattern: [UInt8], content: [UInt8])
+  /// Replaces every match of a pattern.
+  case replaceMatches(Pattern, content: [UInt8])
 }
 
 /// Replaces every occurrence of `pattern`, left to right.
@@ -76,10 +78,9 @@ struct TextDecoder: Sendable {
   private(set) var separator: [UInt8] = []
 
   /// Makes a decoder of steps in order; `nil` joins tokens with spaces.
-  init(_ steps: [DecoderStep]?, cleansUp: Bool = false) {
+  init(_ steps: [DecoderStep]?) {
     guard let steps else {
       separator = [0x20]
-      addCleanUp(cleansUp)
       return
     }
     var isJoined = false
@@ -100,11 +101,10 @@ struct TextDecoder: Sendable {
       default: tokenSteps.append(step)
       }
     }
-    addCleanUp(cleansUp)
   }
 
-  private mutating func addCleanUp(_ cleansUp: Bool) {
-    guard cleansUp else { return }
+  /// Adds what `clean_up_tokenization_spaces` asks for.
+  mutating func cleansUp() {
     for (pattern, content) in CleanUp.configuration { textSteps.append(.replace(pattern: pattern, content: content)) }
   }
 }
@@ -155,6 +155,22 @@ extension DecoderStep {
       return Self.stripped(token, content, start, stop)
     case .replace(let pattern, let content):
       return replacing(token, pattern, with: content)
+    case .replaceMatches(let pattern, let content):
+      return token.withUnsafeBufferPointer { bytes in
+        var result: [UInt8] = []
+        var copied = 0
+        do throws(EngineError) {
+          try pattern.matches(in: bytes) { start, end in
+            result.append(bytes: Bytes(rebasing: bytes[copied..<start]))
+            result.append(contentsOf: content)
+            copied = end
+          }
+        } catch {
+          // A search that was given up leaves the rest of the token as it is.
+        }
+        result.append(bytes: Bytes(rebasing: bytes[copied...]))
+        return result
+      }
     case .endOfWord(let suffix):
       return replacing(token, suffix, with: [])
     case .byteFallback:

@@ -11,8 +11,30 @@ enum SplitBehavior: String, Sendable {
 
 /// What a text is split at.
 enum SplitPattern: Sendable {
+  /// A string that is not empty.
   case literal([UInt8])
+  /// One of the patterns with a hand-made matcher.
   case scanner(WordScanner)
+  /// Any other pattern.
+  case pattern(Pattern)
+  /// Single characters of a class.
+  case characters(CharacterClass)
+
+  /// The classes that pre-tokenizers name.
+  enum CharacterClass: Sendable {
+    case whiteSpace, numeric, punctuation
+    case scalar(UInt32)
+
+    @inline(__always)
+    func contains(_ scalar: UInt32) -> Bool {
+      switch self {
+      case .whiteSpace: UnicodeTables.shared.isWhiteSpace(scalar)
+      case .numeric: ScalarSets.numeric.contains(scalar)
+      case .punctuation: ScalarSets.punctuation.contains(scalar)
+      case .scalar(let wanted): scalar == wanted
+      }
+    }
+  }
 }
 
 /// One step from text to the pieces that the model encodes separately.
@@ -25,6 +47,12 @@ enum PreTokenizer: Sendable {
   case byteAlphabet
   /// Turns spaces into a replacement character and cuts before each.
   case metaspace(replacement: [UInt8], scheme: PrependScheme, splits: Bool)
+  /// Keeps runs of word characters and runs of what is neither word nor white space (`\w+|[^\w\s]+`).
+  case words
+  /// Cuts where the script changes.
+  case scripts
+  /// Cuts after every so many characters.
+  case fixedLength(Int)
 
   /// Which pieces Metaspace puts its character before.
   enum PrependScheme: String, Sendable { case first, never, always }
@@ -62,9 +90,8 @@ extension PreTokenizer {
   func apply(to list: inout PieceList, scratch: inout Scratch) throws(EngineError) {
     scratch.pieces.removeAll(keepingCapacity: true)
     switch self {
-    case .split(.scanner(let scanner), .isolated, _), .split(.scanner(let scanner), .contiguous, _):
-      // A scanner matches everything, so inverting changes nothing, except that a contiguous split would join all
-      // matches: that combination is not given to a scanner.
+    case .split(.scanner(let scanner), .isolated, _):
+      // A scanner's matches cover the text, so inverting changes nothing here.
       list.text.withUnsafeBufferPointer { text in
         for piece in list.pieces {
           scratch.ends.removeAll(keepingCapacity: true)
@@ -142,7 +169,67 @@ extension PreTokenizer {
       }
       swap(&list.text, &scratch.text)
       swap(&list.pieces, &scratch.pieces)
+    case .words:
+      let tables = UnicodeTables.shared
+      Self.cutByKind(&list, &scratch) { tables.isWord($0) ? 1 : tables.isWhiteSpace($0) ? 0 : 2 }
+    case .scripts:
+      let table = ScalarSets.splitScripts
+      let any = Int(ScalarSets.anyScript)
+      Self.cutByKind(&list, &scratch) { scalar in
+        let script = Int(table[Int(scalar)])
+        return script == any ? -1 : script + 1
+      }
+    case .fixedLength(let length):
+      for piece in list.pieces {
+        var start = piece.start
+        var index = Int(piece.start)
+        var characters = 0
+        while index < Int(piece.end) {
+          index += sequenceLength(list.text[index])
+          characters += 1
+          if characters == length || index >= Int(piece.end) {
+            scratch.pieces.append(
+              PieceList.Piece(
+                start: start, end: Int32(truncatingIfNeeded: index), isFirst: piece.isFirst && start == piece.start))
+            start = Int32(truncatingIfNeeded: index)
+            characters = 0
+          }
+        }
+      }
+      swap(&list.pieces, &scratch.pieces)
     }
+  }
+
+  /// Cuts every piece into parts where `kind` changes; parts of kind zero are dropped, and kind -1 joins what is before.
+  private static func cutByKind(_ list: inout PieceList, _ scratch: inout Scratch, _ kind: (UInt32) -> Int) {
+    list.text.withUnsafeBufferPointer { text in
+      let base = text.baseAddress!
+      for piece in list.pieces {
+        var index = Int(piece.start)
+        var start = index
+        var current = -1
+        func close(_ end: Int) {
+          if start < end, current != 0 {
+            scratch.pieces.append(
+              PieceList.Piece(
+                start: Int32(truncatingIfNeeded: start), end: Int32(truncatingIfNeeded: end),
+                isFirst: piece.isFirst && start == Int(piece.start)))
+          }
+          start = end
+        }
+        while index < Int(piece.end) {
+          let (scalar, length) = decodeScalar(base, index)
+          let next = kind(scalar)
+          if next != -1, next != current {
+            if current != -1 { close(index) }
+            current = next
+          }
+          index += length
+        }
+        close(index)
+      }
+    }
+    swap(&list.pieces, &scratch.pieces)
   }
 
   /// Gives every piece a new text.
@@ -235,6 +322,27 @@ extension SplitPattern {
             index += 1
           }
         }
+      }
+    case .pattern(let pattern):
+      var matches = scratch.matches
+      scratch.matches = []
+      try pattern.matches(in: text) { start, end in
+        if previous < start { add(previous, start, false, &matches) }
+        add(start, end, true, &matches)
+        previous = end
+      }
+      scratch.matches = matches
+    case .characters(let members):
+      let base = text.baseAddress!
+      var index = 0
+      while index < text.count {
+        let (scalar, length) = decodeScalar(base, index)
+        if members.contains(scalar) {
+          if previous < index { add(previous, index, false, &scratch.matches) }
+          add(index, index + length, true, &scratch.matches)
+          previous = index + length
+        }
+        index += length
       }
     case .scanner(let scanner):
       scratch.ends.removeAll(keepingCapacity: true)

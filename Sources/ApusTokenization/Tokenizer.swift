@@ -16,6 +16,7 @@ public final class Tokenizer: Sendable {
   let decoder: TextDecoder
   private let vocabulary: DecodingTable
   private let idsOfAdded: [String: TokenID]
+  private let contentsOfAdded: [TokenID: String]
   private let pool = Mutex<[EncodingScratch]>([])
   /// Names and flags of special tokens, as the configuration files give them.
   public let specialTokens: SpecialTokens
@@ -38,8 +39,9 @@ public final class Tokenizer: Sendable {
       normalized.append((content, token))
     }
     normalizedMatcher = AddedTokenMatcher(normalized)
-    vocabulary = DecodingTable(parts)
+    vocabulary = DecodingTable(parts, normalizedContents: normalized.map { ($0.token.id, $0.bytes) })
     idsOfAdded = Dictionary(parts.addedTokens.map { ($0.content, $0.id) }, uniquingKeysWith: { $1 })
+    contentsOfAdded = Dictionary(parts.addedTokens.map { ($0.id, $0.content) }, uniquingKeysWith: { $1 })
   }
 
   // MARK: Vocabulary
@@ -69,12 +71,14 @@ public final class Tokenizer: Sendable {
 
   /// The text of a token as the vocabulary spells it, or `nil` for an id without a token.
   public func tokenText(_ id: TokenID) -> String? {
-    vocabulary.entry(id).map { vocabulary.withBytes($0) { String(decoding: $0, as: UTF8.self) } }
+    if let added = contentsOfAdded[id] { return added }
+    return vocabulary.entry(id).map { vocabulary.withBytes($0) { String(decoding: $0, as: UTF8.self) } }
   }
 
   /// The bytes that a token stands for in the middle of a text; empty for an id without a token. They need not be
   /// well-formed UTF-8 by themselves. A control token stands for the bytes of its own name.
   public func tokenBytes(_ id: TokenID) -> [UInt8] {
+    if let added = contentsOfAdded[id] { return Array(added.utf8) }
     guard let entry = vocabulary.entry(id) else { return [] }
     return vocabulary.withBytes(entry) { decoder.bytes(of: Array($0)) }
   }
@@ -253,14 +257,26 @@ struct TokenizerParts {
   var postProcessor = PostProcessor.none
   var decoder = TextDecoder(nil)
   var specialTokens = SpecialTokens()
+  /// Whether the file has no post-processor, or one that only adjusts offsets.
+  var lacksPostProcessor = false
+
+  /// Whether the model is SentencePiece-style BPE, on characters with byte fallback.
+  var isSentencePieceBytePair: Bool {
+    if case .bytePair(let model, _) = model { !model.options.unitsAreBytes } else { false }
+  }
 }
 
 /// A model of subwords.
 enum TokenModel: Sendable {
   case bytePair(BytePairEncoding, texts: TokenTable)
+  case wordPiece(WordPieceModel)
+  case wordLevel(WordLevelModel)
+  case unigram(UnigramModel)
 
   struct Scratch: Sendable {
     var bytePair = BytePairEncoding.Scratch()
+    var unigram = UnigramModel.Scratch()
+    var buffer: [UInt8] = []
   }
 
   /// The id of a token by its text in the vocabulary's own spelling.
@@ -270,8 +286,13 @@ enum TokenModel: Sendable {
   var texts: TokenTable {
     switch self {
     case .bytePair(_, let texts): texts
+    case .wordPiece(let model): model.vocabulary
+    case .wordLevel(let model): model.vocabulary
+    case .unigram(let model): model.vocabulary
     }
   }
+
+  var isBytePair: Bool { if case .bytePair = self { true } else { false } }
 
   /// Appends the ids of all pieces.
   func encode(_ list: PieceList, into ids: inout [TokenID], scratch: inout Scratch) throws(EngineError) {
@@ -281,6 +302,20 @@ enum TokenModel: Sendable {
         for piece in list.pieces {
           try model.encode(
             Bytes(rebasing: text[Int(piece.start)..<Int(piece.end)]), into: &ids, scratch: &scratch.bytePair)
+        }
+      case .wordPiece(let model):
+        for piece in list.pieces {
+          try model.encode(
+            Bytes(rebasing: text[Int(piece.start)..<Int(piece.end)]), into: &ids, buffer: &scratch.buffer)
+        }
+      case .wordLevel(let model):
+        for piece in list.pieces {
+          try model.encode(Bytes(rebasing: text[Int(piece.start)..<Int(piece.end)]), into: &ids)
+        }
+      case .unigram(let model):
+        for piece in list.pieces {
+          try model.encode(
+            Bytes(rebasing: text[Int(piece.start)..<Int(piece.end)]), into: &ids, scratch: &scratch.unigram)
         }
       }
     }
@@ -304,7 +339,9 @@ struct DecodingTable: Sendable {
 
   var count: Int { entries.count }
 
-  init(_ parts: TokenizerParts) {
+  /// `normalizedContents` are the texts under which added tokens are found in normalised text: decoding starts from those,
+  /// so that decoders undo what normalizers did.
+  init(_ parts: TokenizerParts, normalizedContents: [(TokenID, [UInt8])]) {
     let texts = parts.model.texts
     let greatest = parts.addedTokens.map { Int($0.id) }.max() ?? -1
     entries = [Entry](repeating: Self.absent, count: Swift.max(texts.idLimit, greatest + 1))
@@ -323,6 +360,11 @@ struct DecodingTable: Sendable {
       entries[Int(token.id)] = Entry(
         start: UInt32(start), end: UInt32(arena.count), isSpecial: specials.contains(token.content),
         isByte: DecoderStep.byteValue(Array(token.content.utf8)) != nil)
+    }
+    for (id, content) in normalizedContents {
+      entries[Int(id)].start = UInt32(arena.count)
+      arena.append(contentsOf: content)
+      entries[Int(id)].end = UInt32(arena.count)
     }
   }
 

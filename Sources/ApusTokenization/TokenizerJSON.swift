@@ -29,7 +29,8 @@ struct TokenizerJSON {
     return try assemble(model, sections)
   }
 
-  private func assemble(_ section: consuming ModelSection, _ sections: [String: JSONValue]) throws(EngineError)
+  /// Makes a tokenizer of a model and the other sections of a `tokenizer.json`.
+  func assemble(_ section: consuming ModelSection, _ sections: [String: JSONValue]) throws(EngineError)
     -> TokenizerParts
   {
     let normalizer = try normalizer(sections["normalizer"] ?? .null)
@@ -52,6 +53,8 @@ struct TokenizerJSON {
     parts.addedTokens = try addedTokens(sections["added_tokens"] ?? .null, texts: texts)
     parts.postProcessor = try postProcessor(sections["post_processor"] ?? .null)
     parts.decoder = TextDecoder(try decoderSteps(sections["decoder"] ?? .null))
+    let processor = sections["post_processor"] ?? .null
+    parts.lacksPostProcessor = processor.isNull || processor["type"] == "ByteLevel"
     if let unknown = section.unknown { parts.specialTokens.unknown = unknown }
     return parts
   }
@@ -106,6 +109,14 @@ struct TokenizerJSON {
     return Array(text.utf8)
   }
 
+  private func pattern(_ source: String) throws(EngineError) -> Pattern {
+    do throws(EngineError) {
+      return try Pattern(source, syntax: .oniguruma)
+    } catch {
+      throw failure("the pattern \(source) cannot be used. \(error.message)")
+    }
+  }
+
   private func normalizer(_ value: JSONValue) throws(EngineError) -> Normalizer? {
     if value.isNull { return nil }
     switch try type(of: value, "normalizer") {
@@ -121,8 +132,34 @@ struct TokenizerJSON {
       if let literal = value["pattern"]?["String"]?.stringValue {
         return .replace(pattern: Array(literal.utf8), content: content)
       }
-      throw failure("Replace needs a pattern")
+      guard let source = value["pattern"]?["Regex"]?.stringValue else { throw failure("Replace needs a pattern") }
+      return .replaceMatches(try pattern(source), content: content)
     case "ByteLevel": return .byteLevel
+    case "NFC": return .form(.nfc)
+    case "NFD": return .form(.nfd)
+    case "NFKC": return .form(.nfkc)
+    case "NFKD": return .form(.nfkd)
+    case "Nmt": return .nmt
+    case "Precompiled":
+      guard let text = value["precompiled_charsmap"]?.stringValue, let blob = Base64.decode(text.utf8) else {
+        throw failure("Precompiled has no usable \"precompiled_charsmap\"")
+      }
+      do throws(EngineError) {
+        return .precompiled(try CharacterMap(blob))
+      } catch {
+        throw failure(error.message)
+      }
+    case "Strip":
+      return .strip(
+        left: value["strip_left"]?.boolValue ?? true, right: value["strip_right"]?.boolValue ?? true)
+    case "StripAccents": return .stripAccents
+    case "Lowercase": return .lowercase
+    case "BertNormalizer":
+      let lowercases = value["lowercase"]?.boolValue ?? true
+      return .bert(
+        cleansText: value["clean_text"]?.boolValue ?? true,
+        spacesChinese: value["handle_chinese_chars"]?.boolValue ?? true,
+        stripsAccents: value["strip_accents"]?.boolValue ?? lowercases, lowercases: lowercases)
     case let other: throw failure("the normalizer \"\(other)\" is not known")
     }
   }
@@ -159,11 +196,38 @@ struct TokenizerJSON {
         throw failure("Split has no known \"behavior\"")
       }
       if let literal = value["pattern"]?["String"]?.stringValue {
-        return [.split(.literal(Array(literal.utf8)), behavior, inverts: inverts)]
+        let split: SplitPattern = literal.isEmpty ? .pattern(try pattern("")) : .literal(Array(literal.utf8))
+        return [.split(split, behavior, inverts: inverts)]
       }
-      guard let pattern = value["pattern"]?["Regex"]?.stringValue else { throw failure("Split needs a pattern") }
-      if let scanner = WordScanner(pattern: pattern) { return [.split(.scanner(scanner), behavior, inverts: inverts)] }
-      throw failure("the pattern \(pattern) is not supported")
+      guard let source = value["pattern"]?["Regex"]?.stringValue else { throw failure("Split needs a pattern") }
+      if let scanner = WordScanner(pattern: source) { return [.split(.scanner(scanner), behavior, inverts: inverts)] }
+      return [.split(.pattern(try pattern(source)), behavior, inverts: inverts)]
+    case "Digits":
+      let behavior = value["individual_digits"]?.boolValue ?? false ? SplitBehavior.isolated : .contiguous
+      return [.split(.characters(.numeric), behavior, inverts: false)]
+    case "Punctuation":
+      guard let behavior = SplitBehavior(rawValue: value["behavior"]?.stringValue ?? "Isolated") else {
+        throw failure("Punctuation has no known \"behavior\"")
+      }
+      return [.split(.characters(.punctuation), behavior, inverts: false)]
+    case "Whitespace": return [.words]
+    case "WhitespaceSplit": return [.split(.characters(.whiteSpace), .removed, inverts: false)]
+    case "BertPreTokenizer":
+      return [
+        .split(.characters(.whiteSpace), .removed, inverts: false),
+        .split(.characters(.punctuation), .isolated, inverts: false),
+      ]
+    case "CharDelimiterSplit":
+      guard let scalar = value["delimiter"]?.stringValue?.unicodeScalars.first else {
+        throw failure("CharDelimiterSplit has no \"delimiter\"")
+      }
+      return [.split(.characters(.scalar(scalar.value)), .removed, inverts: false)]
+    case "UnicodeScripts": return [.scripts]
+    case "FixedLength":
+      guard let length = Optional(value["length"]?.intValue ?? 5), length > 0 else {
+        throw failure("FixedLength has no usable \"length\"")
+      }
+      return [.fixedLength(length)]
     case let other: throw failure("the pre-tokenizer \"\(other)\" is not known")
     }
   }
@@ -258,7 +322,8 @@ struct TokenizerJSON {
       if let literal = value["pattern"]?["String"]?.stringValue {
         return [.replace(pattern: Array(literal.utf8), content: content)]
       }
-      throw failure("Replace needs a pattern")
+      guard let source = value["pattern"]?["Regex"]?.stringValue else { throw failure("Replace needs a pattern") }
+      return [.replaceMatches(try pattern(source), content: content)]
     case let other: throw failure("the decoder \"\(other)\" is not known")
     }
   }
@@ -296,6 +361,51 @@ struct ModelSection {
 
   /// Text of the unknown token, if the model names one.
   var unknown: String? { members["unk_token"]?.stringValue }
+
+  /// The parts of `vocab.json` and `merges.txt`.
+  init(vocabulary: Bytes, merges: Bytes, members: [String: JSONValue], file: String) throws(EngineError) {
+    self.members = members
+    let texts = texts
+    do throws(JSONError) {
+      var reader = JSONReader(vocabulary)
+      try reader.readObjectBytes { (reader, key) throws(JSONError) in
+        let offset = reader.offset
+        let id = try reader.readInt()
+        guard id >= 0, id < Int(Int32.max) else { throw JSONError("A token id is out of range", at: offset) }
+        texts.insert(key, id: TokenID(id))
+      }
+      try reader.finish()
+    } catch {
+      throw EngineError(.invalidCheckpoint, "\(file): the vocabulary is not usable: \(error)")
+    }
+    var number = 0
+    for line in merges.split(separator: 0x0A) {
+      number += 1
+      let line = line.last == 0x0D ? line.dropLast() : line
+      if line.isEmpty || line.starts(with: "#version".utf8) { continue }
+      guard let space = line.firstIndex(of: 0x20), !line[(space + 1)...].contains(0x20) else {
+        throw EngineError(.invalidCheckpoint, "\(file): merge \(number) does not have two parts")
+      }
+      mergeBytes.append(contentsOf: line[..<space])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+      mergeBytes.append(contentsOf: line[(space + 1)...])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+    }
+  }
+
+  /// The tokens of `vocab.txt`, one a line.
+  init(lines: Bytes, members: [String: JSONValue]) {
+    self.members = members
+    kind = .wordPiece
+    var id: TokenID = 0
+    for line in lines.split(separator: 0x0A, omittingEmptySubsequences: false) {
+      var line = line
+      if id > 0, line.isEmpty, line.endIndex == lines.endIndex { break }
+      if line.last == 0x0D { line = line.dropLast() }
+      texts.insert(Bytes(rebasing: line), id: id)
+      id += 1
+    }
+  }
 
   /// Reads the object.
   init(_ reader: inout JSONReader) throws(JSONError) {
@@ -410,8 +520,30 @@ struct ModelSection {
   func model(file: String, unitsAreBytes: Bool) throws(EngineError) -> TokenModel {
     switch kind {
     case .bytePair: return try bytePair(file, unitsAreBytes)
-    default: throw EngineError(.unsupported, "\(file): this kind of model is not supported")
+    case .wordPiece:
+      let prefix = members["continuing_subword_prefix"]?.stringValue ?? "##"
+      return .wordPiece(
+        WordPieceModel(
+          vocabulary: texts, unknown: unknownID("[UNK]"), continuingPrefix: Array(prefix.utf8),
+          maximumCharacters: members["max_input_chars_per_word"]?.intValue ?? 100))
+    case .wordLevel: return .wordLevel(WordLevelModel(vocabulary: texts, unknown: unknownID("<unk>")))
+    case .unigram:
+      var unknown: TokenID?
+      if let id = members["unk_id"]?.intValue {
+        guard id >= 0, id < scores.count else {
+          throw EngineError(.invalidCheckpoint, "\(file): the model's \"unk_id\" \(id) is not in the vocabulary")
+        }
+        unknown = TokenID(id)
+      }
+      return .unigram(
+        UnigramModel(
+          vocabulary: texts, scores: scores, unknown: unknown,
+          fallsBackToBytes: members["byte_fallback"]?.boolValue ?? false))
     }
+  }
+
+  private func unknownID(_ standard: String) -> TokenID? {
+    texts.id(of: Array((unknown ?? standard).utf8))
   }
 
   private func bytePair(_ file: String, _ unitsAreBytes: Bool) throws(EngineError) -> TokenModel {

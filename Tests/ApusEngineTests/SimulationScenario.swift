@@ -18,7 +18,8 @@ struct Scenario {
   init(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
     let pages = random.chance(0.7) ? Int.random(in: 4...24, using: &random) : Int.random(in: 64...160, using: &random)
-    var configuration = SchedulerConfiguration(pageCount: pages, contextLength: Int.random(in: 40...400, using: &random))
+    var configuration = SchedulerConfiguration(
+      pageCount: pages, contextLength: Int.random(in: 40...400, using: &random))
     configuration.tokenBudget = random.chance(0.5) ? Int.random(in: 1...40, using: &random) : 512
     configuration.maxChunkTokens = random.chance(0.3) ? Int.random(in: 1...30, using: &random) : nil
     configuration.maxRunningRequests = random.chance(0.3) ? Int.random(in: 1...3, using: &random) : 16

@@ -87,6 +87,54 @@ struct BatchInvarianceTests {
     }
   }
 
+  static let formats: [(name: String, dtype: DType, int8: Bool)] = [
+    ("float32", .float32, false), ("float16", .float16, false), ("bfloat16", .bfloat16, false),
+    ("int8", .bfloat16, true),
+  ]
+
+  /// A model wide enough that kernels split their work, in every weight format: chunks, company and numbers of threads
+  /// change no bit.
+  @Test(arguments: formats.indices)
+  func threadsAndChunksChangeNothingInAnyFormat(format index: Int) throws {
+    let format = Self.formats[index]
+    var generator = SeededGenerator(seed: 21)
+    let prompt = (0..<90).map { _ in TokenID.random(in: 0..<500, using: &generator) }
+    var requests = (1...6).map { number in
+      DriverRequest(prompt: Array(prompt[..<(number * 13)]), newTokens: 3)
+    }
+    requests[2].logprobs = LogprobOptions(topCount: 3, promptStart: 1)
+    requests[4].sampling.temperature = 1
+    for level in InstructionSet.allCases where level.isSupported {
+      var expectedLogits: [[Float]] = []
+      var expectedOutputs: [DriverOutput] = []
+      for threads in [1, 2, 3] {
+        let loaded = try makeTinyModel(
+          [
+            "hidden_size": 200, "intermediate_size": 413, "num_attention_heads": 5, "num_key_value_heads": 1,
+            "vocab_size": 500, "initializer_range": 0.08,
+          ], backend: CPUBackend(threads: threads, isa: level)
+        ) {
+          $0.dtype = format.dtype
+          $0.quantizeToInt8 = format.int8
+          $0.maxTokensPerStep = 100
+        }
+        let whole = try loaded.steps.promptLogits(prompt, positions: Array(prompt.indices))
+        var driver = Driver(
+          model: loaded, generator: SeededGenerator(seed: 31 + UInt64(threads)), largestChunk: 10 * threads)
+        let outputs = driver.run(requests)
+        if threads == 1 { (expectedLogits, expectedOutputs) = (whole, outputs) }
+        let isEqual = whole == expectedLogits
+        #expect(isEqual, "\(format.name), \(level.name), \(threads) threads")
+        #expect(outputs == expectedOutputs, "\(format.name), \(level.name), \(threads) threads")
+        for chunk in [1, 7, 33] {
+          let chunked = try loaded.steps.promptLogits(prompt, positions: Array(prompt.indices), chunk: chunk)
+          let isEqual = chunked == expectedLogits
+          #expect(isEqual, "\(format.name), \(level.name), \(threads) threads, chunks of \(chunk)")
+        }
+      }
+    }
+  }
+
   /// Two half batches in turns, as two-batch overlap will run them, give what each gives alone.
   @Test(arguments: [0, 1, 2])
   func interleavedHalvesEqualStraightRuns(offset: Int) throws {

@@ -1,6 +1,6 @@
 public import ApusCore
 public import ApusTensors
-import Glibc
+import Synchronization
 
 /// Random weights that need no file: a function of seed, name and index alone, so that any program can make the same.
 ///
@@ -16,6 +16,7 @@ public final class DummyWeights: WeightStore {
   private let scale: Float
   private let storage: DType
   private let filler: CPUBackend?
+  private let buffers = Mutex<[DeviceMemory]>([])
 
   /// Describes random weights.
   /// - Parameters:
@@ -39,10 +40,8 @@ public final class DummyWeights: WeightStore {
 
   public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
     let count = shape.reduce(1, *)
-    guard let address = malloc(max(count * storage.byteCount, 1)) else {
-      throw EngineError(.outOfMemory, "No memory for the random weight \(name) of shape \(shape).")
-    }
-    let owner = DeviceMemory(address: address, byteCount: count * storage.byteCount) { address, _ in free(address) }
+    let memory = try memory(byteCount: count * storage.byteCount)
+    let address = memory.address
     let offset: Float = role == .norm ? 1 : 0
     let scale = role == .norm ? 0.1 : scale
     let key = Self.key(name: name, seed: seed)
@@ -53,7 +52,28 @@ public final class DummyWeights: WeightStore {
     }
     return WeightSource(
       address: UnsafeRawPointer(address), dtype: storage, rows: shape.count == 1 ? 1 : shape[0],
-      columns: shape.last!, owner: owner)
+      columns: shape.last!, owner: memory)
+  }
+
+  /// Memory for a weight: a buffer whose weight has been packed and dropped, or a new one. Fresh memory is what costs time
+  /// here, since the kernel clears it.
+  private func memory(byteCount: Int) throws(EngineError) -> DeviceMemory {
+    let free: DeviceMemory? = buffers.withLock { buffers in
+      for index in buffers.indices
+      where buffers[index].byteCount >= byteCount && isKnownUniquelyReferenced(&buffers[index]) {
+        return buffers[index]
+      }
+      return nil
+    }
+    if let free { return free }
+    let memory = try CPUBackend.hostMemory(byteCount: byteCount)
+    buffers.withLock { buffers in
+      // Buffers that are too small for what comes now are seldom needed again.
+      buffers.removeAll { $0.byteCount < byteCount }
+      if buffers.count == 4 { buffers.removeFirst() }
+      buffers.append(memory)
+    }
+    return memory
   }
 
   /// The plain twin of `CPUBackend.fillUniform`.

@@ -461,8 +461,8 @@ let filters: [String: Filter] = [
     guard case .string(let text) = value else {
       if case .undefined(let info) = value { throw info.fault }
       if case .list = value { throw TemplateFault.attribute("'list' object has no attribute 'splitlines'") }
-      _ = try add(machine, value, .string(Text("\n")))
-      throw TemplateFault.attribute("'\(typeName(value))' object has no attribute 'splitlines'")
+      if case .tuple = value { _ = try add(machine, value, .string(Text("\n"))) }
+      throw TemplateFault.type("unsupported operand type(s) for +=: '\(typeName(value))' and 'str'")
     }
     let indentation: Text
     if case .string(let width)? = bound[0] {
@@ -718,11 +718,11 @@ let filters: [String: Filter] = [
   "sum": { machine, value, arguments in
     let bound = try arguments.bind("do_sum", ["attribute", "start"])
     var total = bound[1] ?? .int(0)
+    let path = isNone(bound[0]) ? nil : path(bound[0]!)
+    var iterator = try ValueIterator(value)
     if case .string = total {
       throw TemplateFault.type("sum() can't sum strings [use ''.join(seq) instead]")
     }
-    let path = isNone(bound[0]) ? nil : path(bound[0]!)
-    var iterator = try ValueIterator(value)
     while let item = try iterator.next() {
       total = try add(machine, total, try path.map { try follow($0, item) } ?? item)
     }

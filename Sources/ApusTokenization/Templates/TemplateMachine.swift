@@ -119,6 +119,7 @@ final class LoopObject: TemplateObject {
     self.recurse = recurse
   }
 
+  override var isLoop: Bool { true }
   override var typeName: String { "LoopContext" }
   override var isBuiltinType: Bool { false }
   override var isCallable: Bool { true }

@@ -3,7 +3,9 @@ func callMethod(_ machine: Machine, _ target: Value, _ name: Text, _ arguments: 
   try machine.charge(1)
   let method = name.string
   switch target {
-  case .string(let text): return try stringMethod(machine, text, method, arguments)
+  case .string(let text):
+    guard let method = StringMethod(rawValue: method) else { break }
+    return try stringMethod(machine, text, method, arguments)
   case .dict(let box):
     switch method {
     case "get":
@@ -95,9 +97,9 @@ private func bounds(_ arguments: [Value], count: Int) throws -> (Int, Int) {
   return (try bound(1, 0), min(try bound(2, count), count))
 }
 
-private func text(_ value: Value, _ name: String) throws -> Text {
+private func text(_ value: Value) throws -> Text {
   guard case .string(let text) = value else {
-    throw TemplateFault.type("\(name) must be str, not \(typeName(value))")
+    throw TemplateFault.type("must be str, not \(typeName(value))")
   }
   return text
 }
@@ -109,40 +111,53 @@ private func int(_ value: Value) throws -> Int {
   return integer
 }
 
-private func stringMethod(
-  _ machine: Machine, _ text: Text, _ method: String, _ arguments: CallArguments
+/// The methods of strings, told apart when the template is compiled.
+enum StringMethod: String {
+  case capitalize, casefold, center, count, encode, endswith, expandtabs, find, format, format_map,
+    index, isalnum, isalpha, isascii, isdecimal, isdigit, isidentifier, islower, isnumeric, isprintable,
+    isspace, istitle, isupper, join, ljust, lower, lstrip, maketrans, partition, removeprefix,
+    removesuffix, replace, rfind, rindex, rjust, rpartition, rsplit, rstrip, split, splitlines,
+    startswith, strip, swapcase, title, translate, upper, zfill, striptags, escape, unescape
+
+  /// Whether only markup has the method.
+  var isOfMarkup: Bool { self == .striptags || self == .escape || self == .unescape }
+}
+
+/// Calls a method of a string.
+func stringMethod(
+  _ machine: Machine, _ text: Text, _ method: StringMethod, _ arguments: CallArguments
 ) throws -> Value {
   try machine.charge(text.bytes.count >> 5)
   func simple(_ result: @autoclosure () throws -> Text) throws -> Value {
-    try noArguments(arguments, method, .string(try result()))
+    try noArguments(arguments, method.rawValue, .string(try result()))
   }
   func all(_ predicate: (Unicode.Scalar) -> Bool) throws -> Value {
-    try noArguments(arguments, method, .bool(!text.isEmpty && text.scalars.allSatisfy(predicate)))
+    try noArguments(arguments, method.rawValue, .bool(!text.isEmpty && text.scalars.allSatisfy(predicate)))
   }
   switch method {
-  case "upper": return try simple(text.uppercased())
-  case "lower": return try simple(text.lowercased())
-  case "title": return try simple(text.titlecased())
-  case "capitalize": return try simple(text.capitalized())
-  case "swapcase": return try simple(text.caseSwapped())
-  case "casefold":
+  case .upper: return try simple(text.uppercased())
+  case .lower: return try simple(text.lowercased())
+  case .title: return try simple(text.titlecased())
+  case .capitalize: return try simple(text.capitalized())
+  case .swapcase: return try simple(text.caseSwapped())
+  case .casefold:
     guard text.isASCII else {
       throw TemplateFault.unsupported("The method 'casefold' is supported for ASCII text only")
     }
     return try simple(text.lowercased())
-  case "strip", "lstrip", "rstrip":
-    let bound = try positionals(arguments, method, 0...1)
+  case .strip, .lstrip, .rstrip:
+    let bound = try positionals(arguments, method.rawValue, 0...1)
     var characters: Text?
     if let first = bound.first {
       switch first {
       case .none: break
       case .string(let set): characters = set
-      default: throw TemplateFault.type("\(method) arg must be None or str")
+      default: throw TemplateFault.type("\(method.rawValue) arg must be None or str")
       }
     }
-    return .string(text.stripped(characters, left: method != "rstrip", right: method != "lstrip"))
-  case "startswith", "endswith":
-    let bound = try positionals(arguments, method, 1...3)
+    return .string(text.stripped(characters, left: method != .rstrip, right: method != .lstrip))
+  case .startswith, .endswith:
+    let bound = try positionals(arguments, method.rawValue, 1...3)
     let (start, end) = try bounds(bound, count: text.count)
     if start > text.count { return .bool(false) }
     let part =
@@ -153,46 +168,46 @@ private func stringMethod(
       guard case .string(let affix) = value else {
         throw TemplateFault.type(
           bound[0].isTuple
-            ? "tuple for \(method) must only contain str, not \(typeName(value))"
-            : "\(method) first arg must be str or a tuple of str, not \(typeName(value))")
+            ? "tuple for \(method.rawValue) must only contain str, not \(typeName(value))"
+            : "\(method.rawValue) first arg must be str or a tuple of str, not \(typeName(value))")
       }
       if start > end { return false }
-      return method == "startswith" ? part.hasPrefix(affix) : part.hasSuffix(affix)
+      return method == .startswith ? part.hasPrefix(affix) : part.hasSuffix(affix)
     }
     if case .tuple(let box) = bound[0] {
       for item in box.items { if try matches(item) { return .bool(true) } }
       return .bool(false)
     }
     return .bool(try matches(bound[0]))
-  case "split", "rsplit":
-    let bound = try arguments.bind(method, ["sep", "maxsplit"])
+  case .split, .rsplit:
+    let bound = try arguments.bind(method.rawValue, ["sep", "maxsplit"])
     let limit = try bound[1].map(int) ?? -1
     switch bound[0] ?? .none {
     case .none:
-      let parts = method == "split" ? text.splitOnSpace(limit: limit) : text.splitOnSpaceFromRight(limit: limit)
+      let parts = method == .split ? text.splitOnSpace(limit: limit) : text.splitOnSpaceFromRight(limit: limit)
       try machine.charge(parts.count)
       return .list(parts.map { .string($0) })
     case .string(let separator):
       if separator.isEmpty { throw TemplateFault.value("empty separator") }
       let parts =
-        method == "split" ? text.split(separator, limit: limit) : text.splitFromRight(separator, limit: limit)
+        method == .split ? text.split(separator, limit: limit) : text.splitFromRight(separator, limit: limit)
       try machine.charge(parts.count)
       return .list(parts.map { .string($0) })
     case let other: throw TemplateFault.type("must be str or None, not \(typeName(other))")
     }
-  case "splitlines":
-    let bound = try arguments.bind(method, ["keepends"])
+  case .splitlines:
+    let bound = try arguments.bind(method.rawValue, ["keepends"])
     return .list(text.lines(keepEnds: bound[0].map(isTruthy) ?? false).map { .string($0) })
-  case "partition", "rpartition":
-    let bound = try positionals(arguments, method, 1...1)
-    let separator = try ApusTokenization.text(bound[0], "argument")
+  case .partition, .rpartition:
+    let bound = try positionals(arguments, method.rawValue, 1...1)
+    let separator = try ApusTokenization.text(bound[0])
     if separator.isEmpty { throw TemplateFault.value("empty separator") }
     let found =
-      method == "partition"
+      method == .partition
       ? firstRange(of: separator.bytes, in: text.bytes) : lastRange(of: separator.bytes, in: text.bytes)
     let empty = Text(bytes: [], isMarkup: text.isMarkup)
     guard let found else {
-      let parts = method == "partition" ? [text, empty, empty] : [empty, empty, text]
+      let parts = method == .partition ? [text, empty, empty] : [empty, empty, text]
       return .tuple(parts.map { .string($0) })
     }
     let parts = [
@@ -201,15 +216,15 @@ private func stringMethod(
       Text(slice: text.bytes[(found + separator.bytes.count)...], isMarkup: text.isMarkup),
     ]
     return .tuple(parts.map { .string($0) })
-  case "replace":
-    let bound = try positionals(arguments, method, 2...3)
+  case .replace:
+    let bound = try positionals(arguments, method.rawValue, 2...3)
     let old = try argument(bound[0], "replace() argument 1")
     var new = try argument(bound[1], "replace() argument 2")
     if text.isMarkup { new = new.escapedForHTML() }
     let limit = bound.count > 2 ? try int(bound[2]) : -1
     return .string(try replace(machine, text, old, new, limit))
-  case "join":
-    let bound = try positionals(arguments, method, 1...1)
+  case .join:
+    let bound = try positionals(arguments, method.rawValue, 1...1)
     var iterator: ValueIterator
     do {
       iterator = try ValueIterator(bound[0])
@@ -229,14 +244,14 @@ private func stringMethod(
       parts.append(part)
     }
     return .string(try join(machine, parts, text))
-  case "find", "rfind", "index", "rindex", "count":
-    let bound = try positionals(arguments, method, 1...3)
-    let part = try ApusTokenization.text(bound[0], "must be str, not \(typeName(bound[0])): argument")
+  case .find, .rfind, .index, .rindex, .count:
+    let bound = try positionals(arguments, method.rawValue, 1...3)
+    let part = try ApusTokenization.text(bound[0])
     let count = text.count
     let (start, end) = try bounds(bound, count: count)
     let from = text.byteOffset(ofCodePoint: start)
     let to = text.byteOffset(ofCodePoint: end)
-    if method == "count" {
+    if method == .count {
       if start > count || from > to { return .int(0) }
       if part.isEmpty { return .int(max(0, codePointCount(text.bytes[from..<to]) + 1)) }
       var found = 0
@@ -250,42 +265,42 @@ private func stringMethod(
     var found: Int?
     if start <= count && start <= end {
       found =
-        method.hasPrefix("r")
+        (method == .rfind || method == .rindex)
         ? lastRange(of: part.bytes, in: text.bytes, from: from, to: to)
         : firstRange(of: part.bytes, in: text.bytes, from: from, to: to)
     }
     if let found { return .int(codePointCount(text.bytes[..<found])) }
-    if method.hasSuffix("index") { throw TemplateFault.value("substring not found") }
+    if method == .index || method == .rindex { throw TemplateFault.value("substring not found") }
     return .int(-1)
-  case "isdigit": return try all(isPythonDigit)
-  case "isdecimal": return try all(isPythonDecimal)
-  case "isnumeric": return try all(isPythonNumeric)
-  case "isalpha": return try all(isPythonAlpha)
-  case "isalnum": return try all { isPythonAlpha($0) || isPythonNumeric($0) }
-  case "isspace": return try all(isPythonSpace)
-  case "isascii": return try noArguments(arguments, method, .bool(text.isASCII))
-  case "isprintable": return try noArguments(arguments, method, .bool(text.scalars.allSatisfy(isPythonPrintable)))
-  case "islower": return try noArguments(arguments, method, .bool(text.isLower))
-  case "isupper": return try noArguments(arguments, method, .bool(text.isUpper))
-  case "istitle": return try noArguments(arguments, method, .bool(text.isTitle))
-  case "isidentifier":
+  case .isdigit: return try all(isPythonDigit)
+  case .isdecimal: return try all(isPythonDecimal)
+  case .isnumeric: return try all(isPythonNumeric)
+  case .isalpha: return try all(isPythonAlpha)
+  case .isalnum: return try all { isPythonAlpha($0) || isPythonNumeric($0) }
+  case .isspace: return try all(isPythonSpace)
+  case .isascii: return try noArguments(arguments, method.rawValue, .bool(text.isASCII))
+  case .isprintable: return try noArguments(arguments, method.rawValue, .bool(text.scalars.allSatisfy(isPythonPrintable)))
+  case .islower: return try noArguments(arguments, method.rawValue, .bool(text.isLower))
+  case .isupper: return try noArguments(arguments, method.rawValue, .bool(text.isUpper))
+  case .istitle: return try noArguments(arguments, method.rawValue, .bool(text.isTitle))
+  case .isidentifier:
     let scalars = text.scalars
     let valid =
       scalars.first.map { $0 == "_" || $0.properties.isXIDStart } ?? false
       && scalars.allSatisfy { $0.properties.isXIDContinue }
-    return try noArguments(arguments, method, .bool(valid))
-  case "removeprefix", "removesuffix":
-    let bound = try positionals(arguments, method, 1...1)
-    let affix = try argument(bound[0], "\(method)() argument")
-    if method == "removeprefix" {
+    return try noArguments(arguments, method.rawValue, .bool(valid))
+  case .removeprefix, .removesuffix:
+    let bound = try positionals(arguments, method.rawValue, 1...1)
+    let affix = try argument(bound[0], "\(method.rawValue)() argument")
+    if method == .removeprefix {
       return .string(
         text.hasPrefix(affix) ? Text(slice: text.bytes[affix.bytes.count...], isMarkup: text.isMarkup) : text)
     }
     return .string(
       text.hasSuffix(affix) && !affix.isEmpty
         ? Text(slice: text.bytes[..<(text.bytes.count - affix.bytes.count)], isMarkup: text.isMarkup) : text)
-  case "center", "ljust", "rjust":
-    let bound = try positionals(arguments, method, 1...2)
+  case .center, .ljust, .rjust:
+    let bound = try positionals(arguments, method.rawValue, 1...2)
     var fill = Text(" ")
     if bound.count > 1 {
       guard case .string(let text) = bound[1] else {
@@ -295,10 +310,10 @@ private func stringMethod(
       guard text.count == 1 else { throw TemplateFault.type("The fill character must be exactly one character long") }
       fill = text
     }
-    let alignment: Alignment = method == "center" ? .center : method == "ljust" ? .left : .right
+    let alignment: Alignment = method == .center ? .center : method == .ljust ? .left : .right
     return .string(try pad(machine, text, to: try int(bound[0]), with: fill, alignment))
-  case "zfill":
-    let bound = try positionals(arguments, method, 1...1)
+  case .zfill:
+    let bound = try positionals(arguments, method.rawValue, 1...1)
     let width = try int(bound[0])
     let missing = width - text.count
     if missing <= 0 { return .string(text) }
@@ -308,8 +323,8 @@ private func stringMethod(
       return .string(Text(bytes: [first] + zeros + text.bytes[1...], isMarkup: text.isMarkup))
     }
     return .string(Text(bytes: zeros + text.bytes, isMarkup: text.isMarkup))
-  case "expandtabs":
-    let bound = try arguments.bind(method, ["tabsize"])
+  case .expandtabs:
+    let bound = try arguments.bind(method.rawValue, ["tabsize"])
     let size = try bound[0].map(int) ?? 8
     var bytes: [UInt8] = []
     var column = 0
@@ -331,9 +346,9 @@ private func stringMethod(
       }
     }
     return .string(Text(bytes: bytes, isMarkup: text.isMarkup))
-  case "format": return .string(try braceFormat(machine, text, arguments))
-  case "format_map":
-    let bound = try positionals(arguments, method, 1...1)
+  case .format: return .string(try braceFormat(machine, text, arguments))
+  case .format_map:
+    let bound = try positionals(arguments, method.rawValue, 1...1)
     guard case .dict(let box) = bound[0] else {
       throw TemplateFault.type("format_map() argument must be a mapping, not \(typeName(bound[0]))")
     }
@@ -342,11 +357,11 @@ private func stringMethod(
       if case .string(let name) = key { mapped.keywords.append((name, value)) }
     }
     return .string(try braceFormat(machine, text, mapped))
-  case "striptags": return try simple(stripTags(text))
-  case "escape", "unescape":
-    throw TemplateFault.unsupported("The method '\(method)' of markup is not supported")
-  default:
-    throw TemplateFault.unsupported("The method '\(method)' of 'str' is not supported")
+  case .striptags: return try simple(stripTags(text))
+  case .escape, .unescape:
+    throw TemplateFault.unsupported("The method '\(method.rawValue)' of markup is not supported")
+  case .encode, .maketrans, .translate:
+    throw TemplateFault.unsupported("The method '\(method.rawValue)' of 'str' is not supported")
   }
 }
 

@@ -354,13 +354,15 @@ final class ArgumentNodes {
     self.keywordSpread = keywordSpread
   }
 
-  func evaluate(_ machine: Machine) throws -> CallArguments {
+  /// - Parameter caller: the body of a call block, which goes between keywords and what a mapping adds to them.
+  func evaluate(_ machine: Machine, caller: Value? = nil) throws -> CallArguments {
     var arguments = CallArguments()
     if !positional.isEmpty {
       arguments.positional.reserveCapacity(positional.count)
       for node in positional { arguments.positional.append(try node.evaluate(machine)) }
     }
     for (name, node) in keywords { arguments.keywords.append((name, try node.evaluate(machine))) }
+    if let caller { arguments.keywords.append((Text("caller"), caller)) }
     if let spread {
       let value = try spread.evaluate(machine)
       do {
@@ -391,17 +393,25 @@ final class ArgumentNodes {
 final class CallNode: Node {
   let callee: Node
   let arguments: ArgumentNodes
+  private let attribute: AttributeNode?
   init(_ callee: Node, _ arguments: ArgumentNodes) {
     self.callee = callee
     self.arguments = arguments
+    attribute = callee as? AttributeNode
   }
   override func evaluate(_ machine: Machine) throws -> Value {
     try machine.charge(1)
-    if let attribute = callee as? AttributeNode {
+    if let attribute {
       // A method of a string or dictionary is called without making a bound method first.
       let target = try attribute.object.evaluate(machine)
       switch target {
-      case .string where attribute.name.isStringMethod, .dict where attribute.name.isDictMethod:
+      case .string(let text):
+        if let method = attribute.name.stringMethod, text.isMarkup || !method.isOfMarkup {
+          return try stringMethod(machine, text, method, try arguments.evaluate(machine))
+        }
+        let function = try attributeOrItem(target, attribute.name)
+        return try call(machine, function, try arguments.evaluate(machine))
+      case .dict where attribute.name.isDictMethod:
         return try callMethod(machine, target, attribute.name.text, try arguments.evaluate(machine))
       default:
         let function = try attributeOrItem(target, attribute.name)
@@ -489,7 +499,9 @@ final class LoopAttributeNode: Node {
   }
   override func evaluate(_ machine: Machine) throws -> Value {
     let value = try loop.evaluate(machine)
-    if case .object(let object) = value, let loop = object as? LoopObject { return try loop.attribute(attribute) }
+    if case .object(let object) = value, object.isLoop {
+      return try unsafeDowncast(object, to: LoopObject.self).attribute(attribute)
+    }
     return try attributeOrItem(value, name)
   }
 }
@@ -918,9 +930,7 @@ final class CallBlockNode: StatementNode {
     machine.line = line
     let caller = Value.object(MacroObject(definition, closure: machine.activation))
     let function = try callee.evaluate(machine)
-    var arguments = try arguments.evaluate(machine)
-    arguments.keywords.append((Text("caller"), caller))
-    machine.emit(try call(machine, function, arguments))
+    machine.emit(try call(machine, function, try arguments.evaluate(machine, caller: caller)))
     try machine.checkOutput()
     return .next
   }

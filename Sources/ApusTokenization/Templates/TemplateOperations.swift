@@ -188,7 +188,7 @@ private func floorDivision(_ a: Double, _ b: Double) -> (quotient: Double, remai
 /// A name after a dot, with what it means for the built-in types looked up once.
 struct AttributeName {
   let text: Text
-  let isStringMethod: Bool
+  let stringMethod: StringMethod?
   let isDictMethod: Bool
   /// Whether a dictionary has an attribute of this name, which hides an item.
   let isReserved: Bool
@@ -196,20 +196,12 @@ struct AttributeName {
   init(_ text: Text) {
     self.text = text
     let name = text.string
-    isStringMethod = stringMethods.contains(name)
+    stringMethod = StringMethod(rawValue: name)
     isDictMethod = dictMethods.contains(name)
     isReserved = isDictMethod || mutatingDictMethods.contains(name) || name == "fromkeys" || isDunder(name)
   }
 }
 
-private let stringMethods: Set<String> = [
-  "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-  "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-  "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-  "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-  "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
-]
-private let markupMethods: Set<String> = ["striptags", "unescape", "escape"]
 private let dictMethods: Set<String> = ["copy", "get", "items", "keys", "values"]
 private let mutatingDictMethods: Set<String> = ["clear", "pop", "popitem", "setdefault", "update"]
 private let listMethods: Set<String> = ["copy", "count", "index"]
@@ -253,7 +245,7 @@ func attribute(_ value: Value, _ name: AttributeName) throws -> Value? {
   let text = name.text
   switch value {
   case .string(let string):
-    if name.isStringMethod || (string.isMarkup && markupMethods.contains(text.string)) {
+    if let method = name.stringMethod, string.isMarkup || !method.isOfMarkup {
       return .object(MethodObject(value, text))
     }
   case .dict:

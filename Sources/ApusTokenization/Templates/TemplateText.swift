@@ -106,11 +106,6 @@ func codePointCount(_ bytes: ArraySlice<UInt8>) -> Int {
   }
 }
 
-/// The length of the UTF-8 sequence that begins with a byte.
-func sequenceLength(_ byte: UInt8) -> Int {
-  byte < 0x80 ? 1 : byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4
-}
-
 /// The code point at a byte offset of well-formed UTF-8, and its length.
 func decodeScalar(_ bytes: [UInt8], at index: Int) -> (Unicode.Scalar, Int) {
   let first = bytes[index]

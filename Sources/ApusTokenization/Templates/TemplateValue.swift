@@ -168,6 +168,8 @@ class TemplateObject {
   /// What `repr` and `str` show.
   func repr(_ depth: Int) -> String { "<\(typeName) object>" }
   var isTruthy: Bool { true }
+  /// Whether the object is a `LoopObject`, which is asked for far too often to be found by a cast.
+  var isLoop: Bool { false }
   /// The attribute of a name, or `nil` if there is none.
   func attribute(_ name: Text) throws -> Value? { nil }
   /// Calls the object, if it can be called.
