@@ -29,6 +29,8 @@ public struct ServerConfiguration: Sendable {
   public var stalledWriteTimeout = 300.0
   /// How long a stopping server lets running requests finish before it aborts them, in seconds.
   public var drainTimeout = 300.0
+  /// How long `/health_generate` waits for its token, in seconds.
+  public var probeTimeout = 20.0
   /// Whether `/generate` streams only what is new instead of the whole text so far.
   public var incrementalStreaming = false
   /// Whether each request is logged when its response has ended.
@@ -64,6 +66,7 @@ public struct ServerConfiguration: Sendable {
     }
     for (name, value) in [
       ("idleTimeout", idleTimeout), ("stalledWriteTimeout", stalledWriteTimeout), ("drainTimeout", drainTimeout),
+      ("probeTimeout", probeTimeout),
     ] where !(value > 0 && value <= 1e6) {
       throw refuse(name, "must be a number of seconds above 0, got \(value)")
     }

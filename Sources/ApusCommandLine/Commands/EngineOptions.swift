@@ -1,7 +1,7 @@
 import ApusCore
-import ApusEngine
-import ApusScheduling
-import ArgumentParser
+public import ApusEngine
+public import ApusScheduling
+public import ArgumentParser
 
 extension EngineConfiguration.ElementType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}

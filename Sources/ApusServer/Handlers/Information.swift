@@ -38,38 +38,53 @@ extension ServerState {
 
   /// `GET /health`: whether the server is alive and not stopping. Costs nothing.
   func health(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    isDraining
-      ? Response(status: .serviceUnavailable, text: "The server is shutting down.\n") : Response(text: "OK\n")
+    isDraining || service.statistics().isDraining ? shuttingDown : Response(text: "OK\n")
   }
 
   /// `GET /ready`: whether new requests are admitted at this moment.
   func ready(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
     let statistics = service.statistics()
     let isFull = statistics.maxQueuedRequests > 0 && statistics.waitingRequests >= statistics.maxQueuedRequests
-    if isDraining { return Response(status: .serviceUnavailable, text: "The server is shutting down.\n") }
+    if isDraining || statistics.isDraining { return shuttingDown }
     if isFull { return Response(status: .serviceUnavailable, text: "The waiting queue is full.\n") }
     return Response(text: "OK\n")
   }
 
-  /// `GET /health_generate`: whether the model answers, by a request for one token.
+  private var shuttingDown: Response {
+    Response(status: .serviceUnavailable, text: "The server is shutting down.\n")
+  }
+
+  /// `GET /health_generate`: whether the model answers, by a request for one token. A server whose queue is full is
+  /// healthy if its engine makes steps.
   func healthGenerate(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    if isDraining { return Response(status: .serviceUnavailable, text: "The server is shutting down.\n") }
+    if isDraining { return shuttingDown }
     var parameters = SamplingParameters.greedy
     parameters.maxNewTokens = 1
     parameters.ignoreEOS = true
     let token = service.model.bosTokenID ?? service.model.eosTokenIDs.first ?? 0
-    let group = try submit(
-      [
-        ApusCore.Request(
-          id: RequestID("health-" + RequestID.unique().rawValue), prompt: .tokens([token]), sampling: parameters,
-          // Larger is more urgent: the probe must not wait for a long queue to be served.
-          priority: Int(Int32.max))
-      ], context)
-    let limit = 20.0
+    let probe: GenerationGroup?
+    do {
+      probe = try submit(
+        [
+          ApusCore.Request(
+            id: RequestID("health-" + RequestID.unique().rawValue), prompt: .tokens([token]), sampling: parameters,
+            // Larger is more urgent: the probe must not wait for a long queue to be served.
+            priority: Int(Int32.max))
+        ], context)
+    } catch  where error.code == .queueFull {
+      probe = nil
+    }
+    let limit = configuration.probeTimeout
+    let service = service
     let answered = try await withThrowingTaskGroup(of: Bool.self) { tasks in
       tasks.addTask {
-        guard case .abort = try await group.results()[0].finishReason else { return true }
-        return false
+        if let probe {
+          guard case .abort = try await probe.results()[0].finishReason else { return true }
+          return false
+        }
+        let steps = service.statistics().steps
+        while !Task.isCancelled, service.statistics().steps == steps { try await Task.sleep(for: .milliseconds(20)) }
+        return true
       }
       tasks.addTask {
         try? await Task.sleep(for: .seconds(limit))
@@ -77,12 +92,12 @@ extension ServerState {
       }
       let first = try await tasks.next() ?? false
       tasks.cancelAll()
-      group.finish()
+      probe?.finish()
       return first
     }
     return answered
       ? Response(text: "OK\n")
-      : Response(status: .serviceUnavailable, text: "The model gave no token within \(Int(limit)) seconds.\n")
+      : Response(status: .serviceUnavailable, text: "The model gave no token within \(limit) seconds.\n")
   }
 
   /// `GET /model_info`.

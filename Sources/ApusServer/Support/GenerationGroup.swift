@@ -42,6 +42,7 @@ final class GenerationGroup: Sendable {
   private let closeKey: Int
   private let unfinished: Unfinished
   private let started = ContinuousClock.now
+  private let isFinished = Atomic<Bool>(false)
 
   /// The generations of a group that have not ended. Shared with the connection's monitor, which must not keep the group.
   private final class Unfinished: Sendable {
@@ -93,8 +94,10 @@ final class GenerationGroup: Sendable {
   /// Seconds since the group was submitted.
   var elapsed: Double { seconds(ContinuousClock.now - started) }
 
-  /// Aborts what has not ended and frees the names. May be called more than once.
+  /// Aborts what has not ended and frees the names. May be called more than once; only the first call does something,
+  /// since a freed name may belong to another request by the time of the second.
   func finish() {
+    if isFinished.exchange(true, ordering: .acquiringAndReleasing) { return }
     connection?.remove(closeKey)
     for id in unfinished.takeAll() { service.abort(id) }
     active.remove(streams.map(\.id))

@@ -45,8 +45,9 @@ final class ServerState: Sendable {
     systemFingerprint = "fp_" + hexadecimal(hash)
   }
 
-  /// Whether new requests are refused because the server is stopping.
-  var isDraining: Bool { draining.load(ordering: .acquiring) || service.statistics().isDraining }
+  /// Whether this server refuses new requests because it is stopping. A service may be draining by itself; then it is the
+  /// service that refuses them.
+  var isDraining: Bool { draining.load(ordering: .acquiring) }
 
   /// Refuses new requests from now on. Returns whether it was this call that began it.
   func beginDraining() -> Bool { !draining.exchange(true, ordering: .acquiringAndReleasing) }

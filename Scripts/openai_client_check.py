@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Checks a running Apus server with the official OpenAI client.
+
+    python3 -m venv .venv && .venv/bin/pip install openai
+    .venv/bin/python Scripts/openai_client_check.py http://127.0.0.1:8000/v1 [--api-key KEY]
+
+Runs chat, streaming, completions, models and the mapping of errors to the client's exception types. Prints one line
+per check and exits with 0 if all of them passed, else with 1. What needs a chat template is skipped where the model has
+none; the wrong key is tried only if --api-key is given.
+"""
+
+import argparse
+import asyncio
+import sys
+import traceback
+
+import openai
+
+CHECKS = []
+
+
+def check(function):
+  """Registers a check; its name is the function's."""
+  CHECKS.append(function)
+  return function
+
+
+class Skip(Exception):
+  """Raised by a check that this server or this call gives nothing to check."""
+
+
+class Subject:
+  """The server under test."""
+
+  def __init__(self, url, key):
+    self.url = url
+    self.key = key
+    self.client = self.make_client(key)
+    self.model = self.client.models.list().data[0].id
+
+  def make_client(self, key, **options):
+    return openai.OpenAI(base_url=self.url, api_key=key or "none", max_retries=0, timeout=120, **options)
+
+  def chat(self, **fields):
+    fields = {
+      "model": self.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0,
+      **fields
+    }
+    try:
+      return self.client.chat.completions.create(**fields)
+    except openai.BadRequestError as error:
+      if "template" in str(error) and "messages" in fields:
+        raise Skip("the model has no chat template") from error
+      raise
+
+  def complete(self, **fields):
+    fields = {"model": self.model, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, **fields}
+    return self.client.completions.create(**fields)
+
+
+def expect_error(kind, status, call, code=None, parameter=None):
+  """Runs a call that must raise the given exception of the client."""
+  try:
+    call()
+  except kind as error:
+    assert error.status_code == status, f"status {error.status_code}, expected {status}"
+    assert error.body and error.body.get("message"), f"no message in {error.body}"
+    if code is not None:
+      assert error.code == code, f"code {error.code}, expected {code}"
+    if parameter is not None:
+      assert error.param == parameter, f"param {error.param}, expected {parameter}"
+    assert error.request_id, "no request id"
+    return error
+  raise AssertionError(f"expected {kind.__name__}, but the call succeeded")
+
+
+@check
+def models(s):
+  listed = s.client.models.list()
+  assert listed.object == "list" and listed.data, listed
+  model = s.client.models.retrieve(s.model)
+  assert model.id == s.model and model.object == "model" and model.created > 0 and model.owned_by, model
+
+
+@check
+def unknown_model_is_not_found(s):
+  expect_error(openai.NotFoundError, 404, lambda: s.client.models.retrieve("no-such-model"), "model_not_found")
+  expect_error(
+    openai.NotFoundError, 404, lambda: s.complete(model="no-such-model"), "model_not_found", "model")
+
+
+@check
+def completion(s):
+  answer = s.complete()
+  assert answer.object == "text_completion" and answer.model == s.model and answer.id, answer
+  choice = answer.choices[0]
+  assert choice.index == 0 and isinstance(choice.text, str) and choice.finish_reason in ("stop", "length"), choice
+  usage = answer.usage
+  assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 9, usage
+  assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
+  assert usage.prompt_tokens_details.cached_tokens >= 0, usage
+
+
+@check
+def greedy_completion_repeats_itself(s):
+  assert s.complete().choices[0].text == s.complete().choices[0].text
+
+
+@check
+def completion_of_several_prompts(s):
+  answer = s.complete(prompt=["One", "Two", "Three"], n=2, max_tokens=2)
+  assert [choice.index for choice in answer.choices] == list(range(6)), answer.choices
+
+
+@check
+def completion_of_token_ids(s):
+  answer = s.complete(prompt=[1, 2, 3], max_tokens=2)
+  assert answer.usage.prompt_tokens == 3, answer.usage
+  answer = s.complete(prompt=[[1, 2], [3]], max_tokens=2)
+  assert answer.usage.prompt_tokens == 3 and len(answer.choices) == 2, answer
+
+
+@check
+def completion_with_echo_and_logprobs(s):
+  answer = s.complete(echo=True, logprobs=2, max_tokens=2)
+  choice = answer.choices[0]
+  assert choice.text.startswith("Once upon a time"), choice.text
+  logprobs = choice.logprobs
+  length = answer.usage.prompt_tokens + answer.usage.completion_tokens
+  assert len(logprobs.tokens) == length, (len(logprobs.tokens), length)
+  assert len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == length
+  assert logprobs.token_logprobs[0] is None and all(value <= 0 for value in logprobs.token_logprobs[1:]), logprobs
+
+
+@check
+def completion_with_best_of(s):
+  answer = s.complete(best_of=3, n=2, temperature=1, max_tokens=2)
+  assert len(answer.choices) == 2, answer.choices
+
+
+@check
+def completion_stream(s):
+  whole = s.complete().choices[0].text
+  text, reasons = "", []
+  for chunk in s.complete(stream=True):
+    for choice in chunk.choices:
+      text += choice.text
+      if choice.finish_reason:
+        reasons.append(choice.finish_reason)
+  assert text == whole, (text, whole)
+  assert len(reasons) == 1, reasons
+
+
+@check
+def stop_string(s):
+  whole = s.complete(max_tokens=12).choices[0].text
+  middle = whole[len(whole) // 2: len(whole) // 2 + 3]
+  if not middle:
+    raise Skip("the answer is too short to be stopped within")
+  answer = s.complete(max_tokens=12, stop=middle)
+  assert middle not in answer.choices[0].text, answer
+  assert answer.choices[0].finish_reason == "stop", answer
+
+
+@check
+def seeded_completion_repeats_itself(s):
+  first = s.complete(temperature=1, seed=17, n=2)
+  second = s.complete(temperature=1, seed=17, n=2)
+  assert [c.text for c in first.choices] == [c.text for c in second.choices]
+  assert first.system_fingerprint == second.system_fingerprint
+
+
+@check
+def sglang_extensions(s):
+  answer = s.complete(
+    max_tokens=4,
+    extra_body={"top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1, "ignore_eos": True, "min_tokens": 2})
+  assert answer.usage.completion_tokens == 4, answer.usage
+
+
+@check
+def chat(s):
+  answer = s.chat()
+  assert answer.object == "chat.completion" and answer.id and answer.created > 0, answer
+  message = answer.choices[0].message
+  assert message.role == "assistant" and isinstance(message.content, str), message
+  assert answer.choices[0].finish_reason in ("stop", "length"), answer
+  assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens, answer.usage
+
+
+@check
+def chat_with_content_parts(s):
+  text = [{"type": "text", "text": "Hello"}]
+  assert s.chat(messages=[{"role": "user", "content": text}]).choices[0].message.content == \
+    s.chat().choices[0].message.content
+
+
+@check
+def chat_stream(s):
+  whole = s.chat().choices[0].message.content
+  stream = s.chat(stream=True, stream_options={"include_usage": True})
+  text, roles, reasons, usage = "", [], [], None
+  for chunk in stream:
+    assert chunk.object == "chat.completion.chunk", chunk
+    if chunk.usage:
+      assert not chunk.choices, chunk
+      usage = chunk.usage
+    for choice in chunk.choices:
+      text += choice.delta.content or ""
+      roles += [choice.delta.role] if choice.delta.role else []
+      reasons += [choice.finish_reason] if choice.finish_reason else []
+  assert text == whole, (text, whole)
+  assert roles == ["assistant"] and len(reasons) == 1, (roles, reasons)
+  assert usage and usage.completion_tokens > 0, usage
+
+
+@check
+def chat_with_several_choices(s):
+  answer = s.chat(n=3, temperature=1, seed=1)
+  assert [choice.index for choice in answer.choices] == [0, 1, 2], answer.choices
+  indices = set()
+  for chunk in s.chat(n=3, temperature=1, seed=1, stream=True):
+    indices |= {choice.index for choice in chunk.choices}
+  assert indices == {0, 1, 2}, indices
+
+
+@check
+def chat_logprobs(s):
+  answer = s.chat(logprobs=True, top_logprobs=3, max_tokens=3)
+  content = answer.choices[0].logprobs.content
+  assert len(content) == answer.usage.completion_tokens, (len(content), answer.usage)
+  for entry in content:
+    assert entry.logprob <= 0 and entry.bytes is not None and len(entry.top_logprobs) == 3, entry
+    assert entry.top_logprobs[0].logprob >= entry.top_logprobs[2].logprob, entry
+
+
+@check
+def async_streams_at_once(s):
+  async def one(client):
+    pieces = 0
+    stream = await client.completions.create(model=s.model, prompt="Hi", max_tokens=8, stream=True)
+    async for _ in stream:
+      pieces += 1
+    return pieces
+
+  async def run():
+    async with openai.AsyncOpenAI(base_url=s.url, api_key=s.key or "none", max_retries=2) as client:
+      return await asyncio.gather(*[one(client) for _ in range(16)])
+
+  assert all(pieces > 0 for pieces in asyncio.run(run()))
+
+
+@check
+def a_stream_left_early_is_no_error(s):
+  stream = s.complete(max_tokens=64, stream=True)
+  next(iter(stream))
+  stream.close()
+  s.complete(max_tokens=1)
+
+
+@check
+def bad_values_are_bad_requests(s):
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(temperature=-1), parameter="temperature")
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(temperature="hot"), parameter="temperature")
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(n=0), parameter="n")
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(prompt=[-1]))
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(best_of=1, n=2), parameter="best_of")
+  expect_error(openai.BadRequestError, 400, lambda: s.complete(suffix="end"), parameter="suffix")
+  expect_error(
+    openai.BadRequestError, 400, lambda: s.chat(response_format={"type": "json_object"}), parameter="response_format")
+  image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+  expect_error(openai.BadRequestError, 400, lambda: s.chat(messages=[{"role": "user", "content": image}]))
+  expect_error(openai.BadRequestError, 400, lambda: s.chat(messages=[]), parameter="messages")
+
+
+@check
+def a_prompt_that_is_too_long_is_a_bad_request(s):
+  limit = s.client.models.retrieve(s.model).max_model_len
+  expect_error(
+    openai.BadRequestError, 400, lambda: s.complete(prompt=[1] * (limit + 1)), code="context_length_exceeded")
+
+
+@check
+def unknown_paths_are_not_found(s):
+  expect_error(openai.NotFoundError, 404, lambda: s.client.post("/no/such/path", cast_to=object, body={}))
+
+
+@check
+def a_wrong_key_is_unauthorized(s):
+  if not s.key:
+    raise Skip("no --api-key given")
+  expect_error(
+    openai.AuthenticationError, 401, lambda: s.make_client(s.key + "x").models.list(), code="invalid_api_key")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("url", help="the API's base, such as http://127.0.0.1:8000/v1")
+  parser.add_argument("--api-key", help="the key that the server was started with")
+  arguments = parser.parse_args()
+  subject = Subject(arguments.url, arguments.api_key)
+  failures = 0
+  for function in CHECKS:
+    try:
+      function(subject)
+      print(f"pass  {function.__name__}")
+    except Skip as skip:
+      print(f"skip  {function.__name__}: {skip}")
+    except Exception:  # A failing check must not hide those after it.
+      failures += 1
+      print(f"FAIL  {function.__name__}")
+      traceback.print_exc(limit=3)
+  print(f"openai {openai.__version__}, model {subject.model}: {len(CHECKS) - failures} of {len(CHECKS)} without failure")
+  return 1 if failures else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
