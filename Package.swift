@@ -80,6 +80,7 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
         .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
       ], swiftSettings: settings),
     .executableTarget(
       name: "apus-cli", dependencies: ["ApusCommandLine"], path: "Sources/apus", swiftSettings: settings),
@@ -108,5 +109,7 @@ let package = Package(
         .product(name: "HummingbirdTesting", package: "hummingbird"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
       ], swiftSettings: settings),
+    .testTarget(
+      name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine"], swiftSettings: settings),
   ]
 )

@@ -1,5 +1,3 @@
-public import Synchronization
-
 /// What arrived since the last chunk of a generation.
 public struct GenerationChunk: Sendable, Equatable {
   /// Text that is new. Always whole characters.

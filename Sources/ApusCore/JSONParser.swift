@@ -215,6 +215,119 @@ public struct JSONReader {
     throw JSONError("The text ends inside a string", at: offset)
   }
 
+  /// Reads a string without making one: `body` gets its UTF-8, unescaped and valid, for the duration of the call.
+  ///
+  /// This is how large vocabularies are read: a string without escapes is passed in place.
+  @inlinable
+  public mutating func withString<Result>(
+    _ body: (UnsafeBufferPointer<UInt8>) -> Result
+  ) throws(JSONError) -> Result {
+    if let slice = try readPlainString() { return body(slice) }
+    return try readEscapedBytes().withUnsafeBufferPointer(body)
+  }
+
+  /// Reads an object without making strings of its keys: `body` is called once per member with the key's UTF-8, and must
+  /// read exactly one value. The key is valid until `body` returns.
+  public mutating func readObjectBytes(
+    _ body: (inout JSONReader, UnsafeBufferPointer<UInt8>) throws(JSONError) -> Void
+  ) throws(JSONError) {
+    try open(UInt8(ascii: "{"))
+    skipWhitespace()
+    if consume(UInt8(ascii: "}")) {
+      depth -= 1
+      return
+    }
+    while true {
+      skipWhitespace()
+      if let key = try readPlainString() {
+        try colon()
+        try body(&self, key)
+      } else {
+        let key = try readEscapedBytes()
+        try colon()
+        try key.withUnsafeBufferPointer { (buffer) throws(JSONError) in try body(&self, buffer) }
+      }
+      skipWhitespace()
+      if consume(UInt8(ascii: ",")) { continue }
+      guard consume(UInt8(ascii: "}")) else { throw JSONError("Expected ',' or '}'", at: offset) }
+      depth -= 1
+      return
+    }
+  }
+
+  private mutating func colon() throws(JSONError) {
+    skipWhitespace()
+    guard consume(UInt8(ascii: ":")) else { throw JSONError("Expected ':'", at: offset) }
+  }
+
+  /// Reads a string that holds no escapes and gives its bytes in place, or `nil`, with the offset at the string's start,
+  /// if it holds some.
+  @usableFromInline
+  mutating func readPlainString() throws(JSONError) -> UnsafeBufferPointer<UInt8>? {
+    skipWhitespace()
+    guard offset < bytes.count, bytes[offset] == UInt8(ascii: "\"") else {
+      throw JSONError("Expected a string", at: offset)
+    }
+    let start = offset + 1
+    var index = start
+    var bits: UInt8 = 0
+    while index < bytes.count {
+      let byte = bytes[index]
+      if byte == UInt8(ascii: "\"") {
+        let slice = UnsafeBufferPointer(rebasing: bytes[start..<index])
+        if bits >= 0x80, !Self.isValidUTF8(slice) { throw JSONError("Invalid UTF-8", at: start) }
+        offset = index + 1
+        return slice
+      }
+      if byte == UInt8(ascii: "\\") { return nil }
+      if byte < 0x20 { throw JSONError("A control character must be escaped", at: index) }
+      bits |= byte
+      index += 1
+    }
+    throw JSONError("The text ends inside a string", at: index)
+  }
+
+  /// Reads a string that may hold escapes.
+  @usableFromInline
+  mutating func readEscapedBytes() throws(JSONError) -> [UInt8] {
+    skipWhitespace()
+    guard consume(UInt8(ascii: "\"")) else { throw JSONError("Expected a string", at: offset) }
+    return Array(try readEscapedString(from: offset).utf8)
+  }
+
+  /// Whether bytes are well-formed UTF-8 (Unicode 3.9, table 3-7).
+  private static func isValidUTF8(_ bytes: UnsafeBufferPointer<UInt8>) -> Bool {
+    var index = 0
+    while index < bytes.count {
+      let first = bytes[index]
+      var low: UInt8 = 0x80
+      var high: UInt8 = 0xBF
+      let length: Int
+      switch first {
+      case 0..<0x80:
+        index += 1
+        continue
+      case 0xC2...0xDF: length = 2
+      case 0xE0: (length, low) = (3, 0xA0)
+      case 0xED: (length, high) = (3, 0x9F)
+      case 0xE1...0xEF: length = 3
+      case 0xF0: (length, low) = (4, 0x90)
+      case 0xF1...0xF3: length = 4
+      case 0xF4: (length, high) = (4, 0x8F)
+      default: return false
+      }
+      if index + length > bytes.count { return false }
+      for position in 1..<length {
+        let byte = bytes[index + position]
+        if byte < low || byte > high { return false }
+        low = 0x80
+        high = 0xBF
+      }
+      index += length
+    }
+    return true
+  }
+
   private mutating func readEscapedString(from start: Int) throws(JSONError) -> String {
     var buffer = Array(bytes[start..<offset])
     while offset < bytes.count {

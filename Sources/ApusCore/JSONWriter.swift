@@ -95,6 +95,13 @@ public struct JSONWriter: Sendable {
     }
   }
 
+  /// Writes a value that is JSON already, as it is. The caller vouches for it.
+  public mutating func verbatim(_ json: some Sequence<UInt8>) {
+    separate()
+    bytes.append(contentsOf: json)
+    needsComma = true
+  }
+
   public mutating func member(_ name: String, _ value: String) { key(name); self.value(value) }
   public mutating func member(_ name: String, _ value: Int) { key(name); self.value(value) }
   public mutating func member(_ name: String, _ value: Double) { key(name); self.value(value) }

@@ -34,6 +34,8 @@ public struct ModelOptions: Sendable {
   public var memoryFraction = 0.8
   /// Bytes of the K/V cache; `nil` derives them from `memoryFraction`.
   public var kvCacheBytes: Int?
+  /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
+  public var kvCacheTokens: Int?
 
   /// Options for a directory; all else has defaults.
   public init(path: String) { self.path = path }
@@ -160,7 +162,11 @@ public enum ModelLoader {
     options: ModelOptions, bytesPerPage: Int, contextLength: Int, activationBytes: Int
   ) throws(EngineError) -> Int {
     let budget: Int
-    if let bytes = options.kvCacheBytes {
+    if let tokens = options.kvCacheTokens {
+      let pages = (tokens + kvPageSize - 1) / kvPageSize
+      let bytes = pages.multipliedReportingOverflow(by: bytesPerPage)
+      budget = bytes.overflow ? .max : bytes.partialValue
+    } else if let bytes = options.kvCacheBytes {
       budget = bytes
     } else {
       let available = Int(clamping: apus_memory_available()) - activationBytes

@@ -1,1 +1,4 @@
-print("apus")
+import ApusCommandLine
+import Glibc
+
+exit(await ApusProgram.run(Array(CommandLine.arguments.dropFirst())))

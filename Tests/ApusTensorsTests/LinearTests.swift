@@ -93,7 +93,8 @@ import Testing
         }
         #expect(
           isClose,
-          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): [\(worst)] is \(got[worst]), not \(expected.values[worst])")
+          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): [\(worst)] is \(got[worst]), not \(expected.values[worst])"
+        )
         // Nothing may be written between the rows.
         for r in 0..<rows - 1 {
           for c in outputs..<out.stride { #expect(out.float32[r * out.stride + c].isNaN) }

@@ -99,7 +99,9 @@ func float16Bits(_ x: Float) -> UInt16 {
 }
 
 /// Bytes of numbers of a type, `shift` bytes into memory of their own.
-func bytes(_ numbers: [Float], _ dtype: DType, shift: Int = 0) throws -> (memory: DeviceMemory, address: UnsafeRawPointer) {
+func bytes(_ numbers: [Float], _ dtype: DType, shift: Int = 0) throws -> (
+  memory: DeviceMemory, address: UnsafeRawPointer
+) {
   let memory = try CPUBackend.hostMemory(byteCount: numbers.count * dtype.byteCount + shift)
   let address = memory.address + shift
   for (i, x) in numbers.enumerated() {

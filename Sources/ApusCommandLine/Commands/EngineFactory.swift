@@ -1,0 +1,53 @@
+import ApusCore
+import ApusEngine
+import ApusScheduling
+
+/// An engine in this process, as commands need it: the service, how to stop it, and what start-up decided.
+struct RunningEngine: Sendable {
+  /// Answers requests.
+  var service: any GenerationService
+  /// Lines for people: device, threads, K/V size, limits.
+  var report: [String]
+  /// Ends the engine's thread and frees its memory.
+  var shutdown: @Sendable () async -> Void
+}
+
+/// The one place where commands construct the engine. Shows a progress bar while weights are loaded.
+func startEngine(_ options: EngineOptions, isQuiet: Bool = false) async throws -> RunningEngine {
+  let configuration = try options.configuration()
+  let bar = ProgressBar("Loading", total: 0, isQuiet: isQuiet)
+  defer { bar.finish() }
+  let engine = try await Engine.start(configuration) { progress in
+    bar.update(
+      done: Double(progress.completedBytes), total: Double(progress.totalBytes),
+      note: "\(byteSize(progress.completedBytes)) of \(byteSize(progress.totalBytes))")
+  }
+  return RunningEngine(service: engine, report: engine.report) { await engine.shutdown() }
+}
+
+extension EngineOptions {
+  /// The engine's configuration that the flags describe.
+  func configuration() throws(CommandFailure) -> EngineConfiguration {
+    var configuration = EngineConfiguration(modelPath: try requiredPath())
+    configuration.tokenizerPath = tokenizerPath
+    configuration.servedModelName = servedModelName
+    configuration.chatTemplate = chatTemplate
+    configuration.loadFormat = loadFormat
+    configuration.dtype = dtype
+    configuration.quantization = quantization
+    configuration.kvCacheDtype = kvCacheDtype
+    configuration.contextLength = contextLength
+    configuration.tokenBudget = chunkedPrefillSize
+    configuration.maxRunningRequests = maxRunningRequests
+    configuration.maxQueuedRequests = maxQueuedRequests
+    configuration.maxTotalTokens = maxTotalTokens
+    if let memFractionStatic { configuration.memoryFraction = memFractionStatic }
+    configuration.schedulePolicy = schedulePolicy
+    configuration.scheduleConservativeness = scheduleConservativeness
+    configuration.enablesPrefixCache = !disableRadixCache
+    configuration.enablesOverlap = !disableOverlapSchedule
+    configuration.threads = threads
+    configuration.randomSeed = randomSeed
+    return configuration
+  }
+}

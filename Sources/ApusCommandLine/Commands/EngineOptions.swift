@@ -1,0 +1,199 @@
+import ApusCore
+import ApusEngine
+import ApusScheduling
+import ArgumentParser
+
+extension EngineConfiguration.ElementType: ExpressibleByArgument {}
+extension EngineConfiguration.Quantization: ExpressibleByArgument {}
+extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
+extension SchedulingPolicy: ExpressibleByArgument {}
+
+/// The engine's own defaults, which are the flags' defaults.
+private let standard = EngineConfiguration(modelPath: "")
+
+/// The model and how the engine runs it: the flags that every command with an engine of its own shares.
+struct EngineOptions: ParsableArguments {
+  @Argument(
+    help: ArgumentHelp("The checkpoint directory (config.json, *.safetensors, tokenizer files).", valueName: "model"),
+    completion: .directory)
+  var model: String?
+
+  @Option(help: ArgumentHelp("The checkpoint directory, as a flag.", valueName: "path"), completion: .directory)
+  var modelPath: String?
+
+  @Option(help: ArgumentHelp("The name clients use. Default: the directory's name.", valueName: "name"))
+  var servedModelName: String?
+
+  @Option(
+    help: ArgumentHelp("The tokenizer's directory or file. Default: the checkpoint directory.", valueName: "path"))
+  var tokenizerPath: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "A Jinja file, or the name of a built-in chat template. Default: the checkpoint's own.", valueName: "path"))
+  var chatTemplate: String?
+
+  @Option(help: "The format of weights; auto keeps the checkpoint's.")
+  var dtype = standard.dtype
+
+  @Option(help: "Quantises weights while loading: int8 has a scale per output channel.")
+  var quantization: EngineConfiguration.Quantization?
+
+  @Option(help: "The format of cached keys and values; auto is float32 for float32 weights, else bfloat16.")
+  var kvCacheDtype = standard.kvCacheDtype
+
+  @Option(help: "dummy makes random weights from config.json alone, for benchmarks.")
+  var loadFormat = standard.loadFormat
+
+  @Option(help: ArgumentHelp("The longest sequence in tokens. Default: the model's own.", valueName: "tokens"))
+  var contextLength: Int?
+
+  @Option(
+    help: ArgumentHelp("The most requests that compute at once.", valueName: "count"))
+  var maxRunningRequests = standard.maxRunningRequests
+
+  @Option(
+    help: ArgumentHelp("The most requests that wait; one more is answered 429.", valueName: "count"))
+  var maxQueuedRequests = standard.maxQueuedRequests
+
+  @Option(
+    help: ArgumentHelp(
+      "The most tokens that a step computes; longer prompts are computed in chunks.",
+      valueName: "tokens"))
+  var chunkedPrefillSize = standard.tokenBudget
+
+  @Option(
+    help: ArgumentHelp("The K/V cache's size in tokens. Default: from the free memory.", valueName: "tokens"))
+  var maxTotalTokens: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "The share of the memory at hand that weights and the K/V cache may fill together. Default: \(standard.memoryFraction).",
+      valueName: "share"))
+  var memFractionStatic: Double?
+
+  @Option(
+    help: """
+      Which waiting request goes first: lpm (longest cached prefix), fcfs (first come), lof (longest output), \
+      dfs-weight (depth first by subtree), priority.
+      """)
+  var schedulePolicy = standard.schedulePolicy
+
+  @Option(
+    help: ArgumentHelp(
+      "Above 1 admits fewer requests and retracts less often, below 1 admits more.", valueName: "factor"))
+  var scheduleConservativeness = standard.scheduleConservativeness
+
+  @Flag(help: "Computes every prompt whole: no prefix is reused.")
+  var disableRadixCache = false
+
+  @Flag(help: "Schedules between steps instead of during them: slower, the plain form for comparisons.")
+  var disableOverlapSchedule = false
+
+  @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
+  var threads: Int?
+
+  @Option(
+    help: ArgumentHelp("Seeds the draws of requests without a seed, and dummy weights.", valueName: "seed"))
+  var randomSeed: UInt64?
+
+  /// The model's path, wherever it was given.
+  var path: String? { modelPath ?? model }
+
+  func validate() throws {
+    if let model, let modelPath, model != modelPath {
+      throw ValidationError("The model is given twice: '\(model)' and '--model-path \(modelPath)'; keep one of them.")
+    }
+    func atLeastOne(_ value: Int?, _ flag: String) throws {
+      if let value, value < 1 { throw ValidationError("\(flag) must be at least 1, got \(value).") }
+    }
+    try atLeastOne(contextLength, "--context-length")
+    try atLeastOne(maxRunningRequests, "--max-running-requests")
+    try atLeastOne(chunkedPrefillSize, "--chunked-prefill-size")
+    try atLeastOne(maxTotalTokens, "--max-total-tokens")
+    try atLeastOne(threads, "--threads")
+    if maxQueuedRequests < 0 {
+      throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
+    }
+    if let memFractionStatic, !(memFractionStatic > 0 && memFractionStatic <= 1) {
+      throw ValidationError("--mem-fraction-static must be above 0 and at most 1, got \(memFractionStatic).")
+    }
+    if maxTotalTokens != nil && memFractionStatic != nil {
+      throw ValidationError("--max-total-tokens and --mem-fraction-static both size the K/V cache; keep one of them.")
+    }
+    if !(scheduleConservativeness > 0 && scheduleConservativeness.isFinite) {
+      throw ValidationError("--schedule-conservativeness must be above 0, got \(scheduleConservativeness).")
+    }
+    if let contextLength, let maxTotalTokens, maxTotalTokens < contextLength {
+      throw ValidationError(
+        "--max-total-tokens \(maxTotalTokens) cannot hold one sequence of --context-length \(contextLength).")
+    }
+    if disableRadixCache && [.depthFirstWeight, .longestPrefixMatch].contains(schedulePolicy) {
+      throw ValidationError("--schedule-policy \(schedulePolicy.rawValue) orders by cached prefixes; it needs the radix cache.")
+    }
+    if tokenizerPath?.isEmpty == true { throw ValidationError("--tokenizer-path is empty.") }
+  }
+
+  /// The model's path, which must lead somewhere.
+  func requiredPath() throws(CommandFailure) -> String {
+    guard let path else {
+      throw .usage("No model given; name a checkpoint directory, as in 'apus serve models/Qwen2.5-0.5B-Instruct'.")
+    }
+    guard fileExists(path) else {
+      throw CommandFailure(
+        "There is no file or directory '\(path)'; name a checkpoint directory.", status: ExitStatus.missingInput)
+    }
+    return path
+  }
+}
+
+/// Sampling values on the command line. What is not given comes from the checkpoint's generation_config.json.
+struct SamplingOptions: ParsableArguments {
+  @Option(
+    name: [.customLong("max-new-tokens"), .customLong("max-tokens")],
+    help: ArgumentHelp("The most tokens to generate.", valueName: "tokens"))
+  var maxNewTokens: Int?
+
+  @Option(help: ArgumentHelp("Divides the logits; 0 always takes the most likely token.", valueName: "number"))
+  var temperature: Float?
+
+  @Option(help: ArgumentHelp("Keeps the most likely tokens that add up to this probability.", valueName: "share"))
+  var topP: Float?
+
+  @Option(help: ArgumentHelp("Keeps this many of the most likely tokens; 0 keeps all.", valueName: "count"))
+  var topK: Int?
+
+  @Option(help: ArgumentHelp("Drops tokens below this share of the most likely one.", valueName: "share"))
+  var minP: Float?
+
+  @Option(help: ArgumentHelp("Above 1 makes tokens that occurred less likely.", valueName: "factor"))
+  var repetitionPenalty: Float?
+
+  @Option(help: ArgumentHelp("Lowers tokens by this for each occurrence in the output.", valueName: "number"))
+  var frequencyPenalty: Float?
+
+  @Option(help: ArgumentHelp("Lowers tokens that occur in the output by this.", valueName: "number"))
+  var presencePenalty: Float?
+
+  @Option(help: ArgumentHelp("Seeds the draws; equal seeds give equal answers.", valueName: "seed"))
+  var seed: UInt64?
+
+  @Option(help: ArgumentHelp("Ends the answer when this text appears. May be repeated.", valueName: "text"))
+  var stop: [String] = []
+
+  func validate() throws {
+    do throws(EngineError) {
+      try values.applied(to: SamplingParameters()).validate(vocabularySize: Int(Int32.max))
+    } catch {
+      throw ValidationError(error.message)
+    }
+  }
+
+  /// The values given.
+  var values: SamplingValues {
+    SamplingValues(
+      maxNewTokens: maxNewTokens, temperature: temperature, topP: topP, topK: topK, minP: minP,
+      repetitionPenalty: repetitionPenalty, frequencyPenalty: frequencyPenalty, presencePenalty: presencePenalty,
+      seed: seed, stop: stop.isEmpty ? nil : stop)
+  }
+}

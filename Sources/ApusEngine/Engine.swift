@@ -1,0 +1,417 @@
+public import ApusCore
+import ApusExecution
+import ApusModels
+import ApusScheduling
+import ApusTensors
+import ApusTokenization
+import CLinux
+import Glibc
+import Synchronization
+
+/// A language model, ready to generate, in this process.
+///
+/// ```swift
+/// try await withEngine(EngineConfiguration(modelPath: "Models/apus-demo")) { engine in
+///   for try await chunk in try engine.generate("Once upon a time") { print(chunk.text, terminator: "") }
+/// }
+/// ```
+///
+/// The engine owns a thread for its loop, one for the model and a pool for the kernels. It is safe to use from any
+/// thread or task. Stop it with `shutdown()`; `withEngine` does so by itself.
+public final class Engine: GenerationService {
+  public let model: ModelInformation
+  /// What start-up decided, one sentence a line: device, threads, formats, K/V size, limits.
+  public let report: [String]
+
+  private let configuration: EngineConfiguration
+  private let tokenizer: Tokenizer
+  private let template: ChatTemplateSet?
+  private let mailbox: Mailbox
+  private let state: EngineState
+  private let terminated = TerminationSignal()
+
+  private init(
+    configuration: EngineConfiguration, loaded: LoadedModel, tokenizer: Tokenizer, template: ChatTemplateSet?,
+    scheduler: consuming Scheduler, created: Int
+  ) {
+    self.configuration = configuration
+    self.tokenizer = tokenizer
+    self.template = template
+    let description = loaded.description
+    var eos = description.eosTokenIDs
+    // The tokenizer's end-of-turn token ends a chat even where the model's configuration forgot it.
+    if let id = tokenizer.eosID, !eos.contains(id), Int(id) < description.vocabularySize { eos.append(id) }
+    model = ModelInformation(
+      name: configuration.servedModelName ?? Engine.lastPathComponent(configuration.modelPath),
+      path: configuration.modelPath, architecture: description.architecture,
+      parameterCount: description.parameterCount, contextLength: description.contextLength,
+      vocabularySize: description.vocabularySize, dtype: description.dtype, kvDtype: description.kvDtype,
+      eosTokenIDs: eos, bosTokenID: tokenizer.bosID ?? description.bosTokenID,
+      samplingDefaults: description.samplingDefaults, hasChatTemplate: template != nil, created: created)
+    report = Engine.describe(description, configuration: configuration, name: model.name)
+    // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
+    // two steps.
+    mailbox = Mailbox(capacity: configuration.maxRunningRequests + configuration.maxQueuedRequests + 1)
+    state = EngineState()
+    state.statistics.withLock { $0 = scheduler.statistics }
+
+    let overlaps = configuration.enablesOverlap
+    let mailbox = mailbox
+    let state = state
+    let terminated = terminated
+    let handoff = Handoff(
+      EngineLoop(source: mailbox, sink: EventRouter(state: state), runner: loaded.makeRunner(), scheduler: scheduler))
+    EngineThread.start(name: "apus-engine") {
+      var loop = handoff.take()
+      if overlaps { loop.run() } else { loop.runWithoutOverlap() }
+      Engine.answerLatecomers(mailbox.close(), state)
+      terminated.signal()
+    }
+  }
+
+  deinit { mailbox.post(.shutdown(reason: "The engine was released.")) }
+
+  // MARK: Starting and stopping
+
+  /// Loads a model and starts an engine.
+  ///
+  /// - Parameter progress: called while weights are packed, on a thread of the engine.
+  /// - Throws: `invalidCheckpoint`, `unsupported`, `outOfMemory`, or `invalidRequest` for impossible settings, each with a
+  ///   sentence that says what to do.
+  public static func start(
+    _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)? = nil
+  ) async throws(EngineError) -> Engine {
+    try configuration.validate()
+    // Loading blocks for as long as the disk takes: on a thread of its own it keeps no task waiting.
+    let result: Result<Engine, EngineError> = await withCheckedContinuation { continuation in
+      EngineThread.start(name: "apus-load") {
+        do throws(EngineError) {
+          continuation.resume(returning: .success(try load(configuration, progress: progress)))
+        } catch {
+          continuation.resume(returning: .failure(error))
+        }
+      }
+    }
+    return try result.get()
+  }
+
+  private static func load(
+    _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)?
+  ) throws(EngineError) -> Engine {
+    let tokenizer = try Tokenizer.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
+    let template = try loadTemplate(configuration)
+    let backend = try CPUBackend(threads: configuration.threads)
+    let loaded = try ModelLoader.load(
+      modelOptions(configuration), backend: backend,
+      progress: progress.map { report in { report(LoadProgress(completedBytes: $0, totalBytes: $1)) } })
+    var settings = SchedulerConfiguration(
+      pageCount: loaded.description.kvPageCount, contextLength: loaded.description.contextLength)
+    settings.tokenBudget = configuration.tokenBudget
+    settings.maxRunningRequests = configuration.maxRunningRequests
+    settings.maxQueuedRequests = max(1, configuration.maxQueuedRequests)
+    settings.policy = configuration.schedulePolicy
+    settings.conservativeness = configuration.scheduleConservativeness
+    settings.cachesPrefixes = configuration.enablesPrefixCache
+    settings.sharesPrefixesInBatch = configuration.enablesPrefixCache
+    let scheduler = try Scheduler(settings)
+    var now = timespec()
+    clock_gettime(CLOCK_REALTIME, &now)
+    return Engine(
+      configuration: configuration, loaded: loaded, tokenizer: tokenizer, template: template, scheduler: scheduler,
+      created: now.tv_sec)
+  }
+
+  private static func modelOptions(_ configuration: EngineConfiguration) throws(EngineError) -> ModelOptions {
+    func dtype(_ type: EngineConfiguration.ElementType) -> DType? {
+      switch type {
+      case .auto: nil
+      case .float32: .float32
+      case .bfloat16: .bfloat16
+      case .float16: .float16
+      }
+    }
+    var options = ModelOptions(path: configuration.modelPath)
+    if configuration.loadFormat == .dummy { options.loadFormat = .dummy(seed: configuration.randomSeed ?? 0) }
+    options.dtype = dtype(configuration.dtype)
+    options.quantizeToInt8 = configuration.quantization == .int8
+    options.kvDType = dtype(configuration.kvCacheDtype)
+    options.contextLength = configuration.contextLength
+    options.maxTokensPerStep = max(configuration.tokenBudget, configuration.maxRunningRequests)
+    options.maxRunningRequests = configuration.maxRunningRequests
+    options.memoryFraction = configuration.memoryFraction
+    options.kvCacheTokens = configuration.maxTotalTokens
+    return options
+  }
+
+  /// The chat template asked for, else the checkpoint's, else none.
+  private static func loadTemplate(_ configuration: EngineConfiguration) throws(EngineError) -> ChatTemplateSet? {
+    if let source = configuration.chatTemplate { return try ChatTemplateSet.load(pathOrName: source) }
+    return try ChatTemplateSet.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
+  }
+
+  /// Aborts what is in flight and returns when the engine's thread has ended. May be called more than once.
+  public func shutdown() async {
+    state.table.withLock { $0.isDraining = true }
+    mailbox.post(.shutdown(reason: "The engine is shutting down."))
+    await terminated.wait()
+  }
+
+  public func drain() async {
+    state.table.withLock { $0.isDraining = true }
+    _ = await ask { .drain(reply: $0) }
+  }
+
+  /// Answers commands that came after the loop's end.
+  private static func answerLatecomers(_ commands: [Command], _ state: EngineState) {
+    let error = EngineError(.shuttingDown, "The engine is stopping and takes no new requests.")
+    let (streams, replies) = state.table.withLock { table in
+      table.isStopped = true
+      defer {
+        table.streams.removeAll()
+        table.handles.removeAll()
+        table.replies.removeAll()
+      }
+      return (Array(table.streams.values), Array(table.replies.values))
+    }
+    for stream in streams {
+      stream.fail(error)
+      stream.wake()
+    }
+    for reply in replies { reply.resume(returning: false) }
+  }
+
+  // MARK: Generating
+
+  public func generate(_ request: Request) throws(EngineError) -> GenerationStream {
+    do throws(EngineError) {
+      return try submit(request)
+    } catch {
+      state.table.withLock { $0.refusedCount += 1 }
+      throw error
+    }
+  }
+
+  private func submit(_ request: Request) throws(EngineError) -> GenerationStream {
+    if state.table.withLock({ $0.isDraining }) {
+      throw EngineError(.shuttingDown, "The engine is stopping and takes no new requests.")
+    }
+    let tokens =
+      switch request.prompt {
+      case .text(let text): try encode(text, addSpecialTokens: true)
+      case .tokens(let tokens): tokens
+      }
+    try validate(request, tokens)
+    var sampling = request.sampling
+    if sampling.seed == nil { sampling.seed = UInt64.random(in: 0...UInt64.max) }
+    let assembler = try OutputAssembler(tokenizer: tokenizer, sampling: sampling)
+
+    let limit = configuration.maxRunningRequests + configuration.maxQueuedRequests
+    let mailbox = mailbox
+    let (handle, stream) = try state.table.withLock { (table) throws(EngineError) in
+      if table.streams.count >= limit {
+        throw EngineError(
+          .queueFull,
+          "All \(configuration.maxRunningRequests) places for running and \(configuration.maxQueuedRequests) for "
+            + "waiting requests are taken. Try again later.")
+      }
+      if table.handles[request.id] != nil {
+        throw EngineError(.invalidRequest, "A request named \(request.id) is in flight already.", parameter: "rid")
+      }
+      let handle = table.nextHandle
+      table.nextHandle += 1
+      let stream = RequestStream(id: request.id, promptCount: tokens.count, assembler: assembler) { signal in
+        switch signal {
+        case .finished: mailbox.post(.finish(handle: handle, .stop(nil)))
+        case .abandoned: mailbox.post(.abort(handle: handle, reason: "The reader is gone."))
+        }
+      }
+      table.streams[handle] = stream
+      table.handles[request.id] = handle
+      return (handle, stream)
+    }
+    let receipt = mailbox.post(
+      .submit(
+        Submission(
+          handle: handle, tokens: tokens, sampling: sampling, eosTokenIDs: model.eosTokenIDs,
+          logprobs: request.logprobs, priority: request.priority, cacheSalt: request.cacheSalt)))
+    if receipt != .accepted {
+      state.table.withLock { table in
+        table.streams.removeValue(forKey: handle)
+        table.handles.removeValue(forKey: request.id)
+      }
+      throw receipt == .full
+        ? EngineError(.queueFull, "Too many requests arrive at once. Try again later.")
+        : EngineError(.shuttingDown, "The engine is stopping and takes no new requests.")
+    }
+    return GenerationStream(id: request.id, source: stream)
+  }
+
+  private func validate(_ request: Request, _ tokens: [TokenID]) throws(EngineError) {
+    try request.sampling.validate(vocabularySize: model.vocabularySize)
+    if tokens.isEmpty {
+      throw EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt")
+    }
+    if let token = tokens.first(where: { $0 < 0 || Int($0) >= model.vocabularySize }) {
+      throw EngineError(
+        .invalidRequest, "The prompt holds token \(token), but the vocabulary has \(model.vocabularySize) entries.",
+        parameter: "prompt")
+    }
+    let output = request.sampling.maxNewTokens
+    if tokens.count + (output ?? 1) > model.contextLength {
+      throw EngineError(
+        .promptTooLong,
+        "The model's context holds \(model.contextLength) tokens, but the request has \(tokens.count) in its prompt"
+          + (output.map { " and asks for \($0) more" } ?? "") + ". Shorten the prompt or the output.",
+        parameter: "prompt")
+    }
+    guard let logprobs = request.logprobs else { return }
+    if logprobs.topCount < 0 || logprobs.topCount > model.vocabularySize {
+      throw EngineError(
+        .invalidRequest, "top_logprobs must be in 0...\(model.vocabularySize), got \(logprobs.topCount).",
+        parameter: "top_logprobs")
+    }
+    if let start = logprobs.promptStart, start < 0 || start > tokens.count {
+      throw EngineError(
+        .invalidRequest, "logprob_start_len must be in 0...\(tokens.count), the prompt's length, got \(start).",
+        parameter: "logprob_start_len")
+    }
+    if let token = logprobs.tokenIDs.first(where: { $0 < 0 || Int($0) >= model.vocabularySize }) {
+      throw EngineError(
+        .invalidRequest,
+        "token_ids_logprob names token \(token), but the vocabulary has \(model.vocabularySize) entries.",
+        parameter: "token_ids_logprob")
+    }
+  }
+
+  @discardableResult
+  public func abort(_ id: RequestID) -> Bool {
+    guard let handle = state.table.withLock({ $0.handles[id] }) else { return false }
+    mailbox.post(.abort(handle: handle, reason: "The request was aborted."))
+    return true
+  }
+
+  public func abortAll() { mailbox.post(.abortAll(reason: "All requests were aborted.")) }
+
+  // MARK: Text
+
+  public func encode(_ text: String, addSpecialTokens: Bool) throws(EngineError) -> [TokenID] {
+    try tokenizer.encode(text, addSpecialTokens: addSpecialTokens)
+  }
+
+  public func decode(_ tokens: [TokenID], skipSpecialTokens: Bool) throws(EngineError) -> String {
+    if let token = tokens.first(where: { $0 < 0 || Int($0) >= model.vocabularySize }) {
+      throw EngineError(
+        .invalidRequest, "There is no token \(token): the vocabulary has \(model.vocabularySize) entries.",
+        parameter: "tokens")
+    }
+    return tokenizer.decode(tokens, skipSpecialTokens: skipSpecialTokens)
+  }
+
+  public func tokenBytes(_ token: TokenID) -> [UInt8] { tokenizer.tokenBytes(token) }
+
+  public func renderChat(_ prompt: ChatPrompt) throws(EngineError) -> String {
+    guard let template else {
+      throw EngineError(
+        .unsupported,
+        "The model has no chat template. Name one at start-up (--chat-template), or use the completions endpoint.",
+        parameter: "messages")
+    }
+    return try template.render(prompt)
+  }
+
+  // MARK: Operating
+
+  public func statistics() -> ServiceStatistics {
+    var statistics = state.statistics.withLock { $0 }
+    let (inFlight, refused, isDraining) = state.table.withLock {
+      ($0.streams.count, $0.refusedCount, $0.isDraining)
+    }
+    // Submissions that the loop has not taken yet wait too.
+    statistics.waitingRequests = max(statistics.waitingRequests, inFlight - statistics.runningRequests)
+    statistics.maxQueuedRequests = configuration.maxQueuedRequests
+    statistics.rejectedRequests += refused
+    statistics.isDraining = isDraining
+    statistics.residentBytes = Int(apus_memory_resident())
+    return statistics
+  }
+
+  public func flushCache(timeout: Double) async -> Bool {
+    let reply = newReply()
+    return await withTaskGroup(of: Bool?.self) { group in
+      group.addTask { await self.ask(reply) { .flushCache(reply: $0) } }
+      group.addTask {
+        try? await Task.sleep(for: .seconds(max(0, timeout)))
+        return nil
+      }
+      // A sleeper that ends first gives the flush up; the flush itself then answers.
+      for await result in group {
+        if let result {
+          group.cancelAll()
+          return result
+        }
+        mailbox.post(.cancelFlush(reply: reply))
+      }
+      return false
+    }
+  }
+
+  private func newReply() -> UInt64 {
+    state.table.withLock { table in
+      defer { table.nextHandle += 1 }
+      return table.nextHandle
+    }
+  }
+
+  private func ask(_ makeCommand: (UInt64) -> Command) async -> Bool { await ask(newReply(), makeCommand) }
+
+  /// Posts a command and waits for its answer; `false` if the engine has stopped.
+  private func ask(_ reply: UInt64, _ makeCommand: (UInt64) -> Command) async -> Bool {
+    await withCheckedContinuation { continuation in
+      let isStopped = state.table.withLock { table in
+        if !table.isStopped { table.replies[reply] = continuation }
+        return table.isStopped
+      }
+      if isStopped {
+        continuation.resume(returning: false)
+      } else if mailbox.post(makeCommand(reply)) == .closed {
+        state.table.withLock { $0.replies.removeValue(forKey: reply) }?.resume(returning: false)
+      }
+    }
+  }
+
+  // MARK: Words
+
+  private static func lastPathComponent(_ path: String) -> String {
+    let parts = path.split(separator: "/").filter { $0 != "." }
+    return parts.last.map(String.init) ?? path
+  }
+
+  private static func describe(
+    _ model: ModelDescription, configuration: EngineConfiguration, name: String
+  ) -> [String] {
+    [
+      "model    \(name): \(model.architecture), \(grouped(model.parameterCount)) parameters, "
+        + "\(model.dtype) (\(mebibytes(model.weightBytes))), context \(model.contextLength) tokens",
+      "device   \(model.backend)",
+      "kv cache \(model.kvCapacityTokens) tokens in \(model.kvDtype), up to \(mebibytes(model.kvCacheBytes))"
+        + (configuration.enablesPrefixCache ? ", prefixes shared" : ", prefixes not shared"),
+      "limits   \(configuration.maxRunningRequests) running, \(configuration.maxQueuedRequests) queued, "
+        + "\(configuration.tokenBudget) tokens per step, policy \(configuration.schedulePolicy.rawValue)"
+        + (configuration.enablesOverlap ? "" : ", no overlap"),
+    ]
+  }
+
+  private static func mebibytes(_ bytes: Int) -> String {
+    bytes < 10 << 20 ? "\(Double((bytes * 10) >> 20) / 10) MiB" : "\(bytes >> 20) MiB"
+  }
+
+  private static func grouped(_ number: Int) -> String {
+    var digits = String(number)
+    var groups: [String] = []
+    while digits.count > 3 {
+      groups.insert(String(digits.suffix(3)), at: 0)
+      digits.removeLast(3)
+    }
+    return ([digits] + groups).joined(separator: ",")
+  }
+}

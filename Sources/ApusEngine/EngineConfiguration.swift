@@ -1,0 +1,113 @@
+public import ApusCore
+public import ApusScheduling
+
+/// Everything that can be chosen about an engine. Only the model is required; the rest follows from hardware and model.
+public struct EngineConfiguration: Sendable {
+  /// Where weights come from.
+  public enum LoadFormat: String, Sendable, CaseIterable {
+    /// The checkpoint's files.
+    case auto
+    /// Random weights made from `config.json` alone, the same for the same seed. For benchmarks.
+    case dummy
+  }
+
+  /// How numbers are stored and computed.
+  public enum ElementType: String, Sendable, CaseIterable {
+    /// As the checkpoint says.
+    case auto
+    case float32, bfloat16, float16
+  }
+
+  /// A format to which weights are converted while they are loaded.
+  public enum Quantization: String, Sendable, CaseIterable {
+    /// int8 weights with a scale per output channel; activations are quantised per token (W8A8).
+    case int8
+  }
+
+  /// Directory of the checkpoint.
+  public var modelPath: String
+  /// Directory or file of the tokenizer; `nil` takes the checkpoint's.
+  public var tokenizerPath: String?
+  /// The name that clients use; `nil` takes the last part of the path.
+  public var servedModelName: String?
+  /// A chat template: a file, or the name of a built-in one; `nil` takes the checkpoint's.
+  public var chatTemplate: String?
+  /// Where weights come from.
+  public var loadFormat = LoadFormat.auto
+  /// Type of weights.
+  public var dtype = ElementType.auto
+  /// Weights are converted to this format while they are loaded.
+  public var quantization: Quantization?
+  /// Type of the K/V cache; `.auto` is float32 for float32 weights and bfloat16 otherwise.
+  public var kvCacheDtype = ElementType.auto
+  /// The longest sequence; `nil` takes the model's. Larger than the model's is refused.
+  public var contextLength: Int?
+  /// Tokens computed per step: longer prompts are computed in chunks between which others make progress. The default
+  /// keeps a step on two cores below a second for a model of half a billion parameters, and is past the point where
+  /// matrix products reach their full speed.
+  public var tokenBudget = 256
+  /// Requests computed at once.
+  public var maxRunningRequests = 256
+  /// Requests that may wait; one more is refused.
+  public var maxQueuedRequests = 4096
+  /// Tokens in the K/V pool; `nil` sizes it from memory.
+  public var maxTotalTokens: Int?
+  /// The share of the memory available at start that weights and K/V pool may take.
+  public var memoryFraction = 0.7
+  /// The order of admission.
+  public var schedulePolicy = SchedulingPolicy.firstComeFirstServed
+  /// Scales the memory reserved for outputs at admission; larger retracts less and runs fewer requests at once.
+  public var scheduleConservativeness = 1.0
+  /// Whether prefixes are kept and shared.
+  public var enablesPrefixCache = true
+  /// Whether the next step is decided while the present one runs. Off, each step is finished before the next is decided.
+  public var enablesOverlap = true
+  /// Compute threads; `nil` takes one per physical core.
+  public var threads: Int?
+  /// Seed of dummy weights and of requests that bring no seed; `nil` draws one.
+  public var randomSeed: UInt64?
+
+  /// The defaults for a model.
+  public init(modelPath: String) { self.modelPath = modelPath }
+
+  /// Refuses values that cannot work together.
+  public func validate() throws(EngineError) {
+    func refuse(_ sentence: String) -> EngineError { EngineError(.invalidRequest, sentence) }
+    if tokenBudget < 1 { throw refuse("The token budget per step must be at least 1, got \(tokenBudget).") }
+    if maxRunningRequests < 1 || maxRunningRequests > 65_536 {
+      throw refuse("The number of running requests must be in 1...65536, got \(maxRunningRequests).")
+    }
+    if maxQueuedRequests < 0 {
+      throw refuse("The number of queued requests must be at least 0, got \(maxQueuedRequests).")
+    }
+    if !(memoryFraction > 0 && memoryFraction <= 1) {
+      throw refuse("The memory fraction must be in (0, 1], got \(memoryFraction).")
+    }
+    if !(scheduleConservativeness > 0 && scheduleConservativeness <= 10) {
+      throw refuse("The schedule conservativeness must be in (0, 10], got \(scheduleConservativeness).")
+    }
+    if let threads, threads < 1 || threads > 1024 {
+      throw refuse("The number of threads must be in 1...1024, got \(threads).")
+    }
+    if let maxTotalTokens, maxTotalTokens < 1 {
+      throw refuse("The K/V pool must hold at least 1 token, got \(maxTotalTokens).")
+    }
+    if let contextLength, contextLength < 1 {
+      throw refuse("The context length must be at least 1, got \(contextLength).")
+    }
+  }
+}
+
+/// How far loading has come.
+public struct LoadProgress: Sendable, Equatable {
+  /// Bytes of weights packed so far.
+  public var completedBytes: Int
+  /// Bytes of weights in all.
+  public var totalBytes: Int
+
+  /// Makes a level of progress.
+  public init(completedBytes: Int, totalBytes: Int) {
+    self.completedBytes = completedBytes
+    self.totalBytes = totalBytes
+  }
+}

@@ -1,0 +1,83 @@
+import ApusCore
+import ApusScheduling
+import Synchronization
+
+/// What the engine's thread and its callers share: the streams of requests in flight, and the latest counts.
+final class EngineState: Sendable {
+  /// Guarded by `table`.
+  struct Table: ~Copyable {
+    /// By the number that the scheduler knows.
+    var streams: [UInt64: RequestStream] = [:]
+    /// The number of a request by its name.
+    var handles: [RequestID: UInt64] = [:]
+    /// Requests refused before they reached the scheduler.
+    var refusedCount = 0
+    var nextHandle: UInt64 = 1
+    var isDraining = false
+    var isStopped = false
+    /// Who waits for an answer to a flush or a drain, by reply number.
+    var replies: [UInt64: CheckedContinuation<Bool, Never>] = [:]
+  }
+
+  let table = Mutex(Table())
+  let statistics = Mutex(ServiceStatistics())
+}
+
+/// Gives the scheduler's events to the streams they belong to. Runs on the engine's thread.
+struct EventRouter: EventSink {
+  private let state: EngineState
+  /// Streams that got something in this call: woken once each at the end.
+  private var touched: [RequestStream] = []
+  /// The stream of the last event: a step's events of one request follow each other.
+  private var lastHandle: UInt64 = 0
+  private var lastStream: RequestStream?
+
+  init(state: EngineState) { self.state = state }
+
+  mutating func publish(_ events: [Event]) {
+    for event in events {
+      switch event {
+      case .started(let handle, let cachedTokens, let promptLogprobs):
+        stream(handle)?.start(cachedTokens: cachedTokens, promptLogprobs: promptLogprobs)
+      case .token(let handle, let token, let logprobs):
+        stream(handle)?.deliver(token, logprobs: logprobs)
+      case .finished(let handle, let reason, let retractions):
+        stream(handle)?.finish(reason, retractions: retractions)
+        forget(handle)
+      case .rejected(let handle, let error):
+        stream(handle)?.fail(error)
+        forget(handle)
+      case .flushed(let reply, let isDone): answer(reply, isDone)
+      case .drained(let reply): answer(reply, true)
+      }
+    }
+    for stream in touched { stream.wake() }
+    touched.removeAll(keepingCapacity: true)
+    lastStream = nil
+    lastHandle = 0
+  }
+
+  mutating func report(_ statistics: ServiceStatistics) {
+    state.statistics.withLock { $0 = statistics }
+  }
+
+  private mutating func stream(_ handle: UInt64) -> RequestStream? {
+    if handle == lastHandle { return lastStream }
+    lastHandle = handle
+    lastStream = state.table.withLock { $0.streams[handle] }
+    if let lastStream { touched.append(lastStream) }
+    return lastStream
+  }
+
+  private func forget(_ handle: UInt64) {
+    state.table.withLock { table in
+      if let stream = table.streams.removeValue(forKey: handle), table.handles[stream.id] == handle {
+        table.handles.removeValue(forKey: stream.id)
+      }
+    }
+  }
+
+  private func answer(_ reply: UInt64, _ result: Bool) {
+    state.table.withLock { $0.replies.removeValue(forKey: reply) }?.resume(returning: result)
+  }
+}

@@ -1,0 +1,499 @@
+public import ApusCore
+
+/// Decides what each step computes, and keeps the books on what steps brought.
+///
+/// A value that takes facts and returns decisions: no tensors, no clock, no I/O, one thread. `apply` takes commands,
+/// `next` decides a step, `complete` takes what a step brought; events for the outside collect in `events`. The same
+/// calls in the same order give the same decisions, wherever they run.
+///
+/// **Overlap.** `next` may be called while one step is in flight, so that the executor never waits for the bookkeeping.
+/// The token that the step in flight draws is then referred to and not named. Consequences, all of them here:
+/// a request that turns out to have ended may have a row in the step already launched, whose token is dropped; pages and
+/// slot of whoever leaves are given back only when no launched step names them; a request whose length is reached by the
+/// draw in flight is not scheduled again.
+public struct Scheduler: ~Copyable {
+  /// The limits and the policy.
+  public let configuration: SchedulerConfiguration
+  /// What happened since `removeEvents`, in order.
+  public private(set) var events: [Event] = []
+
+  var allocator: PageAllocator
+  var cache = RadixCache()
+
+  /// Every request that has not ended.
+  var live: [UInt64: Req] = [:]
+  /// Those that wait, in the policy's fixed order (see `comesBefore`).
+  var waiting: [Req] = []
+  /// Those that are computed, in order of admission.
+  var running: [Req] = []
+  /// By slot: who has it. A slot outlives the request's stay in `running` while a launched step names it.
+  var slots: [Req?]
+  var freeSlots: [Int32]
+  /// Slots given back since the last batch, which tells the runner.
+  var releasedSlots: [Int32] = []
+  /// Pages that left a page table while a launched step still reads them through it, with that step's number.
+  var retiredPages: [(step: UInt64, page: Int32)] = []
+  /// Pages that come free when the steps in flight end: those of requests that are retracting or finishing. An upper
+  /// bound, since the tree may keep some for others.
+  var leavingPages = 0
+
+  var launchedStep: UInt64 = 0
+  var completedStep: UInt64 = 0
+  var arrivals: UInt64 = 0
+  /// The share of requested output that admission reserves for each running request.
+  var newTokenRatio: Double
+  /// Scratch of the policies that order anew each time.
+  var order: [Req] = []
+
+  private var pendingFlushes: [UInt64] = []
+  private var drainReplies: [UInt64] = []
+  private var isDraining = false
+  /// Whether `Command.shutdown` was applied. The loop ends once the scheduler is idle too.
+  public private(set) var isShuttingDown = false
+
+  var counts = ServiceStatistics()
+
+  /// Makes a scheduler whose pool and cache are empty.
+  /// - Throws: `invalidRequest` for an impossible configuration.
+  public init(_ configuration: SchedulerConfiguration) throws(EngineError) {
+    try configuration.validate()
+    self.configuration = configuration
+    allocator = PageAllocator(capacity: configuration.pageCount)
+    slots = Array(repeating: nil, count: configuration.maxRunningRequests)
+    freeSlots = (0..<Int32(configuration.maxRunningRequests)).reversed()
+    newTokenRatio = AdmissionConstants.initialRatio(configuration.conservativeness)
+  }
+
+  deinit {
+    // The tree goes too, so the locks on it end without being given back.
+    for case let req? in slots {
+      if let lock = req.lock.take() { lock.end() }
+    }
+  }
+
+  /// Whether there is nothing to do and nothing in flight, so that only a command can change that.
+  public var isIdle: Bool { live.isEmpty && stepsInFlight == 0 }
+
+  /// Steps launched and not completed; at most two.
+  public var stepsInFlight: Int { Int(launchedStep - completedStep) }
+
+  /// Forgets the events that were delivered, and keeps their memory.
+  public mutating func removeEvents() { events.removeAll(keepingCapacity: true) }
+
+  // MARK: apply
+
+  /// Takes a command.
+  public mutating func apply(_ command: Command) {
+    switch command {
+    case .submit(let submission):
+      submit(submission)
+    case .open(let handle):
+      live[handle]?.gateIsOpen = true
+    case .abort(let handle, let reason):
+      if let req = live[handle] { finish(req, .abort(reason)) }
+    case .abortAll(let reason):
+      abortAll(reason)
+    case .finish(let handle, let reason):
+      if let req = live[handle] { finish(req, reason) }
+    case .flushCache(let reply):
+      pendingFlushes.append(reply)
+    case .cancelFlush(let reply):
+      if let index = pendingFlushes.firstIndex(of: reply) {
+        pendingFlushes.remove(at: index)
+        events.append(.flushed(reply: reply, false))
+      }
+    case .drain(let reply):
+      isDraining = true
+      drainReplies.append(reply)
+    case .shutdown(let reason):
+      isDraining = true
+      isShuttingDown = true
+      abortAll(reason)
+      for reply in pendingFlushes { events.append(.flushed(reply: reply, false)) }
+      pendingFlushes.removeAll()
+    }
+    settle()
+  }
+
+  private mutating func submit(_ submission: Submission) {
+    if let error = refusal(of: submission) {
+      counts.rejectedRequests += 1
+      events.append(.rejected(handle: submission.handle, error))
+      return
+    }
+    invariant(live[submission.handle] == nil, "handle \(submission.handle) is in use")
+    invariant(submission.sampling.seed != nil, "a submission's seed is drawn before it is submitted")
+    arrivals += 1
+    let req = Req(submission, arrival: arrivals, contextLength: configuration.contextLength)
+    live[req.handle] = req
+    enqueue(req)
+  }
+
+  /// Why a submission is not taken, if it is not.
+  private func refusal(of submission: Submission) -> EngineError? {
+    let count = submission.tokens.count
+    if isDraining { return EngineError(.shuttingDown, "The engine is stopping and takes no new requests.") }
+    if count == 0 {
+      return EngineError(.invalidRequest, "The prompt must hold at least one token.", parameter: "prompt")
+    }
+    let room = submission.sampling.maxNewTokens == 0 ? 0 : 1
+    if count + room > configuration.contextLength {
+      return EngineError(
+        .promptTooLong,
+        "The prompt has \(count) tokens, but the longest sequence is \(configuration.contextLength) tokens, output "
+          + "included. Shorten the prompt.", parameter: "prompt")
+    }
+    if pageCount(for: count) > configuration.pageCount {
+      return EngineError(
+        .promptTooLong,
+        "The prompt has \(count) tokens, but the K/V cache holds \(configuration.pageCount * kvPageSize). Shorten the "
+          + "prompt or start the engine with a larger cache.", parameter: "prompt")
+    }
+    if let start = submission.logprobs?.promptStart, start < 0 || start > count {
+      return EngineError(
+        .invalidRequest, "logprob_start_len must lie between 0 and the prompt's length (\(count)), got \(start).",
+        parameter: "logprob_start_len")
+    }
+    if waiting.count >= configuration.maxQueuedRequests {
+      return EngineError(
+        .queueFull, "All \(configuration.maxQueuedRequests) places in the queue are taken. Try again later.")
+    }
+    return nil
+  }
+
+  private mutating func abortAll(_ reason: String) {
+    // In order of arrival, so that the same commands give the same events.
+    for req in live.values.sorted(by: { $0.arrival < $1.arrival }) { finish(req, .abort(reason)) }
+  }
+
+  // MARK: next
+
+  /// Decides the next step.
+  ///
+  /// There is no prefill and no decode phase. Each running request has tokens known (or about to be drawn) and tokens
+  /// whose K/V exist; the second count chases the first under the step's token budget. A request that lags by one token
+  /// is what others call decoding, by more is prefill, by more than the budget chunked prefill; a prefix hit makes it
+  /// lag by less, a retraction by all. Those that lag by one come first, so a long prompt never holds up a running
+  /// answer; then the others in order of admission; then, with what is left, new ones.
+  ///
+  /// - Parameter batch: replaced by the decision. Its arrays' memory is reused.
+  /// - Returns: whether there is a step to launch. If not, and nothing is in flight, only a command can change that.
+  /// - Precondition: at most one step is in flight. A batch returned is launched, and completed in order.
+  public mutating func next(into batch: inout ScheduleBatch) -> Bool {
+    invariant(stepsInFlight < 2, "a third step would be in flight")
+    while true {
+      batch.removeAll()
+      var budget = configuration.tokenBudget
+      let hasRetracted = secureDecodePages()
+      scheduleDecodes(into: &batch, budget: &budget)
+      scheduleExtends(into: &batch, budget: &budget)
+      if !hasRetracted { admit(into: &batch, budget: &budget) }
+      if !batch.requests.isEmpty { break }
+      // With a step in flight, what it frees is worth waiting for. Otherwise whoever cannot go on makes room.
+      if stepsInFlight > 0 { return false }
+      if !running.isEmpty {
+        makeRoom()
+      } else if !hasRetracted {
+        settle()
+        return false
+      }
+    }
+    launchedStep += 1
+    batch.step = launchedStep
+    batch.released.append(contentsOf: releasedSlots)
+    releasedSlots.removeAll(keepingCapacity: true)
+    return true
+  }
+
+  /// Gives one token to each running request that lags by one, as far as pages reach. The budget reaches for all: a
+  /// request is admitted only with budget that a step left over.
+  private mutating func scheduleDecodes(into batch: inout ScheduleBatch, budget: inout Int) {
+    for req in running where req.extendCount == 1 {
+      if budget == 0 { return }
+      if schedule(req, count: 1, into: &batch) { budget -= 1 }
+    }
+  }
+
+  /// Gives chunks to running requests that lag by more than one, in order of admission.
+  private mutating func scheduleExtends(into batch: inout ScheduleBatch, budget: inout Int) {
+    for req in running {
+      if budget == 0 { return }
+      let wanted = req.extendCount
+      guard wanted > 1 else { continue }
+      let count = chunk(wanted, for: req, budget: budget)
+      if count > 0 && schedule(req, count: count, into: &batch) { budget -= count }
+    }
+  }
+
+  /// How many of the tokens wanted the budget and the pages to be had allow.
+  func chunk(_ wanted: Int, for req: Req, budget: Int) -> Int {
+    let room = (req.pages.count + allocator.freeCount + cache.evictablePages) * kvPageSize - req.scheduledCount
+    return min(wanted, budget, configuration.maxChunkTokens ?? .max, room)
+  }
+
+  /// Puts a request's next tokens into the batch.
+  /// - Returns: `false`, with nothing changed, if there is no page for them.
+  mutating func schedule(_ req: Req, count: Int, into batch: inout ScheduleBatch) -> Bool {
+    let start = req.scheduledCount
+    let end = start + count
+    let needed = pageCount(for: end)
+    guard needed - req.pages.count <= allocator.freeCount + cache.evictablePages else { return false }
+    while req.pages.count < needed { req.pages.append(takePage()) }
+
+    let inFlight = end > req.tokens.count
+    let tokenOffset = batch.tokens.count
+    if count == 1 {
+      batch.tokens.append(inFlight ? -1 : req.tokens[start])
+    } else {
+      batch.tokens.append(contentsOf: req.tokens[start..<min(end, req.tokens.count)])
+      if inFlight { batch.tokens.append(-1) }
+    }
+    invariant(batch.tokens.count - tokenOffset == count, "only the last token of a share may be in flight")
+
+    let samples = req.extendCount == count && req.maxOutputs > 0
+    var share = ScheduledRequest(
+      slot: req.slot, start: Int32(start), count: Int32(count), tokenOffset: Int32(tokenOffset),
+      pageOffset: Int32(batch.pages.count), pageCount: Int32(needed), lastTokenIsInFlight: inFlight, samples: samples)
+    if let row = req.nextPromptRow {
+      share.promptLogprobStart = Int32(row)
+      share.promptLogprobEnd = Int32(req.promptCount - 1)
+    }
+    batch.pages.append(contentsOf: req.pages)
+    batch.requests.append(share)
+    req.scheduledCount = end
+    req.inFlightCount += 1
+    if samples { req.pendingDraws += 1 }
+    return true
+  }
+
+  /// A page that is free or, at the cost of the least recently used prefix, made so. The caller has seen that there is one.
+  private mutating func takePage() -> Int32 {
+    if let page = allocator.allocate() { return page }
+    cache.evict(1, into: &allocator)
+    guard let page = allocator.allocate() else { fatalError("a page was counted on that is not there") }
+    return page
+  }
+
+  // MARK: complete
+
+  /// Takes what the oldest launched step brought.
+  ///
+  /// - Parameters:
+  ///   - batch: the step, as `next` decided it.
+  ///   - result: what the executor reported. Lists that name requests or tokens are in ascending order.
+  public mutating func complete(_ batch: ScheduleBatch, _ result: StepResult) {
+    invariant(batch.step == completedStep + 1 && batch.step <= launchedStep, "steps complete in the order of launch")
+    invariant(result.tokenCounts.count == batch.requests.count, "the result belongs to another batch")
+    completedStep = batch.step
+    releaseRetiredPages()
+
+    var tokenIndex = 0
+    var logprobIndex = 0
+    var promptIndex = 0
+    var failureIndex = 0
+    var hasEnds = false
+    for index in batch.requests.indices {
+      let share = batch.requests[index]
+      guard let req = slots[Int(share.slot)] else { fatalError("slot \(share.slot) was given away in flight") }
+      req.inFlightCount -= 1
+      if share.samples { req.pendingDraws -= 1 }
+
+      let drawn = tokenIndex..<tokenIndex + Int(result.tokenCounts[index])
+      tokenIndex = drawn.upperBound
+      let firstPrompt = promptIndex
+      while promptIndex < result.promptLogprobs.count && result.promptLogprobs[promptIndex].request == index {
+        promptIndex += 1
+      }
+      let firstLogprob = logprobIndex
+      while logprobIndex < result.logprobs.count && result.logprobs[logprobIndex].index < tokenIndex {
+        logprobIndex += 1
+      }
+      var failure: String?
+      if failureIndex < result.failures.count && result.failures[failureIndex].request == index {
+        failure = result.failures[failureIndex].reason
+        failureIndex += 1
+      }
+
+      if req.state != .finishing {
+        if let failure {
+          // Nothing of the request goes into the tree from here on: its K/V are not to be trusted.
+          finish(req, .abort(failure), keepsPrefix: false, compacts: false)
+        } else {
+          invariant(drawn.count == (share.samples ? 1 : 0), "a share that samples draws one token")
+          req.computedCount = Int(share.start + share.count)
+          for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
+          if req.isFillingCache && req.state == .running { checkpoint(req) }
+          if share.samples {
+            let entry = firstLogprob < logprobIndex ? result.logprobs[firstLogprob].values : nil
+            appendToken(result.tokens[drawn.lowerBound], logprobs: entry, to: req)
+          } else if req.maxOutputs == 0 && req.computedCount == req.promptCount {
+            start(req)
+            finish(req, .length, compacts: false)
+          }
+        }
+      }
+      if req.state == .finishing || req.state == .retracting { hasEnds = true }
+      if req.inFlightCount == 0 { leave(req) }
+    }
+    invariant(
+      tokenIndex == result.tokens.count && promptIndex == result.promptLogprobs.count
+        && logprobIndex == result.logprobs.count && failureIndex == result.failures.count,
+      "the result's lists are not in the batch's order")
+
+    if hasEnds { running.removeAll { $0.state != .running } }
+    counts.forwardSeconds += result.forwardSeconds
+    counts.steps += 1
+    newTokenRatio = AdmissionConstants.decay(newTokenRatio, configuration.conservativeness)
+    settle()
+  }
+
+  private mutating func appendPromptLogprobs(
+    _ entry: (request: Int, position: Int, values: PositionLogprobs), to req: Req
+  ) {
+    invariant(entry.position - 1 == req.nextPromptRow, "prompt log-probabilities come in order, each once")
+    var values = entry.values
+    values.chosen.token = req.tokens[entry.position]
+    req.promptLogprobs.append(values)
+  }
+
+  /// Reports, once, that the prompt is computed.
+  private mutating func start(_ req: Req) {
+    if req.hasStarted { return }
+    req.hasStarted = true
+    events.append(
+      .started(
+        handle: req.handle, cachedTokens: req.cachedTokens,
+        promptLogprobs: req.logprobs?.promptStart == nil ? nil : req.promptLogprobs))
+    req.promptLogprobs.removeAll(keepingCapacity: false)
+  }
+
+  private mutating func appendToken(_ token: TokenID, logprobs: PositionLogprobs?, to req: Req) {
+    start(req)
+    req.tokens.append(token)
+    counts.generatedTokens += 1
+    events.append(.token(handle: req.handle, token: token, logprobs: logprobs))
+    if !req.stopTokenIDs.isEmpty && req.stopTokenIDs.contains(token) {
+      finish(req, .stop(.token(token)), compacts: false)
+    } else if req.outputCount >= req.maxOutputs {
+      finish(req, .length, compacts: false)
+    }
+  }
+
+  // MARK: Ends
+
+  /// Reports a request's end and gives back what it holds, now or when the last step in flight that names it ends.
+  ///
+  /// - Parameters:
+  ///   - keepsPrefix: whether the whole pages computed so far go into the tree.
+  ///   - compacts: whether `running` is tidied here; `complete` does so once for all.
+  mutating func finish(_ req: Req, _ reason: FinishReason, keepsPrefix: Bool = true, compacts: Bool = true) {
+    events.append(.finished(handle: req.handle, reason, retractions: req.retractions))
+    if case .abort = reason { counts.abortedRequests += 1 } else { counts.finishedRequests += 1 }
+    live[req.handle] = nil
+    if !keepsPrefix { req.computedCount = req.sharedPages * kvPageSize }
+    let state = req.state
+    req.state = .finishing
+    switch state {
+    case .waiting: removeFromWaiting(req)
+    case .running:
+      if compacts, let index = running.firstIndex(where: { $0 === req }) { running.remove(at: index) }
+      leavingPages += req.pages.count
+      // In `complete` the caller lets go, after it has read all that concerns the request.
+      if req.inFlightCount == 0 && compacts { leave(req) }
+    case .retracting: removeFromWaiting(req)
+    case .finishing: fatalError("a request ended twice")
+    }
+  }
+
+  private mutating func removeFromWaiting(_ req: Req) {
+    guard let index = waiting.firstIndex(where: { $0 === req }) else {
+      fatalError("a waiting request is not in the queue")
+    }
+    waiting.remove(at: index)
+  }
+
+  /// Lets go of what a request holds that is no longer running and that no launched step names.
+  mutating func leave(_ req: Req) {
+    guard req.state == .finishing || req.state == .retracting, req.slot >= 0 else { return }
+    invariant(req.inFlightCount == 0 && req.pendingDraws == 0, "a step in flight still names the request")
+    leavingPages -= req.pages.count
+    checkpoint(req)
+    if let lock = req.lock.take() { cache.unlock(lock) }
+    for page in req.pages[req.sharedPages...] { allocator.release(page) }
+    req.pages.removeAll(keepingCapacity: req.state == .retracting)
+    req.sharedPages = 0
+    req.scheduledCount = 0
+    req.computedCount = 0
+    slots[Int(req.slot)] = nil
+    freeSlots.append(req.slot)
+    releasedSlots.append(req.slot)
+    req.slot = -1
+    if req.state == .retracting { req.state = .waiting }
+  }
+
+  /// Puts the whole pages computed so far into the tree, so that others can use them from now on.
+  private mutating func checkpoint(_ req: Req) {
+    let count = req.computedCount / kvPageSize
+    guard configuration.cachesPrefixes, count > req.sharedPages else { return }
+    let present = cache.insert(req.tokens, pages: req.pages, pageCount: count, salt: req.salt)
+    // 0..<sharedPages were the tree's. sharedPages..<present are copies of pages that the tree has: K/V of equal
+    // prefixes are equal to the bit, so the table changes over to the tree's, and the copies go once no launched step
+    // reads them. present..<count have just become the tree's.
+    for page in req.pages[req.sharedPages..<max(present, req.sharedPages)] { retire(page) }
+    let match = cache.matchPrefix(req.tokens, pageLimit: count, salt: req.salt)
+    invariant(match.pageCount == count, "the tree lost what was just inserted")
+    cache.copyPages(of: match, to: &req.pages)
+    let newLock = cache.lock(match)
+    if let oldLock = req.lock.take() { cache.unlock(oldLock) }
+    req.lock = consume newLock
+    req.sharedPages = count
+  }
+
+  private mutating func retire(_ page: Int32) {
+    if stepsInFlight == 0 { allocator.release(page) } else { retiredPages.append((launchedStep, page)) }
+  }
+
+  private mutating func releaseRetiredPages() {
+    guard let first = retiredPages.first, first.step <= completedStep else { return }
+    let count = retiredPages.firstIndex { $0.step > completedStep } ?? retiredPages.count
+    for entry in retiredPages[..<count] { allocator.release(entry.page) }
+    retiredPages.removeFirst(count)
+  }
+
+  /// Answers what waits for quiet.
+  private mutating func settle() {
+    if !pendingFlushes.isEmpty && freeSlots.count == slots.count && stepsInFlight == 0 {
+      cache.removeAll(into: &allocator)
+      for reply in pendingFlushes { events.append(.flushed(reply: reply, true)) }
+      pendingFlushes.removeAll()
+    }
+    guard live.isEmpty else { return }
+    newTokenRatio = AdmissionConstants.initialRatio(configuration.conservativeness)
+    for reply in drainReplies { events.append(.drained(reply: reply)) }
+    drainReplies.removeAll()
+  }
+
+  // MARK: Levels
+
+  /// Pages that hold a number of tokens.
+  func pageCount(for tokens: Int) -> Int { (tokens + kvPageSize - 1) / kvPageSize }
+
+  /// Counts and levels now. `schedulerSeconds`, `generationThroughput` and `residentBytes` are the loop's and the
+  /// process's to fill in.
+  public var statistics: ServiceStatistics {
+    var statistics = counts
+    statistics.runningRequests = running.count
+    statistics.waitingRequests = waiting.count
+    statistics.maxRunningRequests = configuration.maxRunningRequests
+    statistics.maxQueuedRequests = configuration.maxQueuedRequests
+    statistics.kvCapacityTokens = allocator.capacity * kvPageSize
+    statistics.kvFreeTokens = allocator.freeCount * kvPageSize
+    statistics.kvEvictableTokens = cache.evictablePages * kvPageSize
+    statistics.kvUsedTokens =
+      statistics.kvCapacityTokens - statistics.kvFreeTokens - statistics.kvEvictableTokens
+    statistics.newTokenRatio = newTokenRatio
+    statistics.evictedTokens = cache.evictedPages * kvPageSize
+    statistics.isDraining = isDraining
+    return statistics
+  }
+}
