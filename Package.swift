@@ -41,7 +41,7 @@ let package = Package(
       name: "ApusModels", dependencies: ["ApusCore", "ApusTensors", "ApusCommunication"],
       swiftSettings: settings),
     .target(
-      name: "ApusExecution", dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels"],
+      name: "ApusExecution", dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "CLinux"],
       swiftSettings: settings),
     .target(
       name: "ApusEngine",
@@ -93,7 +93,7 @@ let package = Package(
     .testTarget(
       name: "ApusExecutionTests",
       dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
-      swiftSettings: settings),
+      exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusEngineTests",
       dependencies: ["Apus", "ApusCore", "ApusEngine", "ApusScheduling", "ApusTesting", "ApusTokenization"],
