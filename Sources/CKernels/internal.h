@@ -14,7 +14,8 @@
 #include <immintrin.h>
 #endif
 
-// Vectors wider than a level's registers are passed only to functions that are always inlined, so there is no ABI to change.
+// Vectors wider than a level's registers are passed only to functions that are always inlined, so there is no ABI
+// to change.
 #pragma clang diagnostic ignored "-Wpsabi"
 
 // Results must not depend on what the compiler contracts: fused operations are asked for by name.

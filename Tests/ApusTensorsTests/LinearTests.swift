@@ -11,7 +11,8 @@ import Testing
     (29, 130, 2100), (64, 192, 96), (1, 16, 4200), (9, 17, 4097),
   ]
 
-  /// What the layer computes, in double precision from the numbers as the format rounds them, and how large the error may be.
+  /// What the layer computes, in double precision from the numbers as the format rounds them, and how large the
+  /// error may be.
   static func oracle(
     x: [Float], w: [Float], bias: [Float]?, rows: Int, outputs: Int, inputs: Int, format: WeightFormat
   ) -> (values: [Double], tolerance: [Double]) {
