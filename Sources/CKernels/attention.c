@@ -163,7 +163,8 @@ void apus_attention(
     for (int32_t token = 0; token < tokens; token += tile_tokens) {
       int32_t count = (int32_t)apus_min(tile_tokens, tokens - token);
       int32_t position = arguments->start[s] + token;
-      int32_t splits = (position + count - 1) / APUS_KV_SPLIT - lowest_position(arguments, position) / APUS_KV_SPLIT + 1;
+      int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
+      int32_t splits = (position + count - 1) / APUS_KV_SPLIT - first + 1;
       tiles += kv->kv_heads;
       pieces += (int64_t)splits * kv->kv_heads;
       partial_rows += (int64_t)splits * kv->kv_heads * count * group;

@@ -334,40 +334,40 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 
 // The tile's shape must be a constant where it is inlined.
 #undef APUS_ROWS_CASE
-#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END, NEXT)                                                         \
+#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END, NEXT)                                                     \
   case N:                                                                                                           \
     FN(block_##FORMAT)(a, N, APUS_TILE_VECTORS_MANY, ROW, OUTPUT, W, U, END, NEXT);                                 \
     break;
 #undef APUS_ROWS
 #if APUS_TILE_ROWS == 6
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                            \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
       FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #elif APUS_TILE_ROWS == 4
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                            \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
       FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT)                                                       \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #else
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                            \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
       FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #endif
 
@@ -409,8 +409,9 @@ static inline vu FN(row_units)(
   vu units = 0;
   if (dtype == format && dtype != APUS_INT8) {
     size_t bytes = apus_dtype_bytes(dtype);
-    if (count * (int64_t)bytes == 64) return FN(load_units)((const uint32_t *)(const void *)(row + index * (int64_t)bytes));
-    memcpy(&units, row + index * (int64_t)bytes, (size_t)count * bytes);
+    const char *from = row + index * (int64_t)bytes;
+    if (count * (int64_t)bytes == 64) return FN(load_units)((const uint32_t *)(const void *)from);
+    memcpy(&units, from, (size_t)count * bytes);
     return units;
   }
   char packed[64] = {0};

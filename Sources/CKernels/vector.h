@@ -175,7 +175,7 @@ APUS_INLINE void FN(store_f16)(uint16_t *to, vf x) {
 
 // Sixteen numbers of a type, starting with number `index`.
 APUS_INLINE vf FN(load_as)(const void *from, apus_dtype dtype, int64_t index) {
-  if (dtype == APUS_FLOAT32) return __builtin_bit_cast(vf, FN(load_units)((const uint32_t *)((const char *)from + index * 4)));
+  if (dtype == APUS_FLOAT32) return *(const vf_any *)((const char *)from + index * 4);
   const uint16_t *halves = (const uint16_t *)((const char *)from + index * 2);
   return dtype == APUS_BFLOAT16 ? FN(load_bf16)(halves) : FN(load_f16)(halves);
 }

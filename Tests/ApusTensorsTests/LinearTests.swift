@@ -94,7 +94,7 @@ import Testing
         }
         #expect(
           isClose,
-          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): [\(worst)] is \(got[worst]), not \(expected.values[worst])"
+          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): \(got[worst]), not \(expected.values[worst])"
         )
         // Nothing may be written between the rows.
         for r in 0..<rows - 1 {

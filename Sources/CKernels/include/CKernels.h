@@ -162,8 +162,8 @@ void *apus_kv_data(const apus_kv *kv);
 /// Writes `rows` rows of k and v ([rows, kv_heads * head_dimension]) to slots = page * APUS_KV_PAGE_SIZE + position
 /// in the page, rounding to nearest even. Rows with a negative slot are skipped.
 void apus_kv_write(
-    apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t rows,
-    const int32_t *slots);
+    apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
+    int64_t rows, const int32_t *slots);
 
 /// Reads one token's K and V of all heads back ([kv_heads * head_dimension] each), for tests and transfers.
 void apus_kv_read(const apus_kv *kv, int32_t slot, float *k, float *v);
@@ -205,8 +205,8 @@ void apus_attention(
 
 /// out[i] = table[tokens[i]]; `table` is [*, columns] of any float type.
 void apus_embed(
-    apus_context *context, const void *table, apus_dtype dtype, int64_t table_stride, const int32_t *tokens, int64_t count,
-    int64_t columns, float *out, int64_t out_stride);
+    apus_context *context, const void *table, apus_dtype dtype, int64_t table_stride, const int32_t *tokens,
+    int64_t count, int64_t columns, float *out, int64_t out_stride);
 
 /// out[r] = x[r] / sqrt(mean(x[r]^2) + epsilon) * weight. `x` may be `out`.
 void apus_rms_norm(
