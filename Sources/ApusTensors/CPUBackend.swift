@@ -6,9 +6,9 @@ internal import Synchronization
 
 /// The backend on the processor's own cores.
 ///
-/// It owns a pool of threads that sleep while there is nothing to do, and scratch memory that grows to what the largest call
-/// needed. Calls from several threads wait for each other. Tensors are host memory and may be read and written directly
-/// between calls.
+/// It owns a pool of threads that sleep while there is nothing to do, and scratch memory that grows to what the
+/// largest call needed. Calls from several threads wait for each other. Tensors are host memory and may be read and
+/// written directly between calls.
 public final class CPUBackend: Backend {
   // Used only under the lock.
   nonisolated(unsafe) private let context: OpaquePointer
@@ -22,10 +22,14 @@ public final class CPUBackend: Backend {
   /// Starts a backend.
   ///
   /// - Parameters:
-  ///   - threads: Threads that compute, the caller included; by default one for each physical core that this process may
-  ///     use. Where there are cores enough, workers are pinned to the cores after the first; the caller is left alone.
-  ///   - isa: Instructions to use; by default what the environment variable `APUS_ISA` names, or the best there are.
-  /// - Throws: `invalidRequest` for a number of threads outside 1...1024 or an unknown `APUS_ISA`, `unsupported` for a level
+  ///   - threads: Threads that compute, the caller included; by default one for each physical core that this
+  ///     process may
+  ///     use. Where there are cores enough, workers are pinned to the cores after the first; the caller is left
+  ///     alone.
+  ///   - isa: Instructions to use; by default what the environment variable `APUS_ISA` names, or the best there
+  ///     are.
+  /// - Throws: `invalidRequest` for a number of threads outside 1...1024 or an unknown `APUS_ISA`, `unsupported`
+  ///   for a level
   ///   that this machine cannot run, `outOfMemory` when threads cannot be started.
   public init(threads: Int? = nil, isa: InstructionSet? = nil) throws(EngineError) {
     let level = if let isa { try isa.checked() } else { try InstructionSet.chosen() }
@@ -323,8 +327,8 @@ public final class CPUBackend: Backend {
 
   /// Fills memory with reproducible dummy weights.
   ///
-  /// Number i is offset + scale * (2 u - 1), computed in float32 and rounded to nearest even, where
-  /// u = (splitmix64(key + i * 0x9E3779B97F4A7C15) >> 40) / 2^24 and splitmix64 is the generator's standard finaliser.
+  /// Number i is offset + scale * (2 u - 1), computed in float32 and rounded to nearest even, where u =
+  /// (splitmix64(key + i * 0x9E3779B97F4A7C15) >> 40) / 2^24 and splitmix64 is the generator's standard finaliser.
   /// - Throws: `unsupported` for a type that is not float32, float16 or bfloat16.
   public func fillUniform(
     _ address: UnsafeMutableRawPointer, dtype: DType, count: Int, key: UInt64, scale: Float, offset: Float = 0
@@ -347,8 +351,9 @@ public final class CPUBackend: Backend {
   /// (Salmon et al., 2011) over (position, seed), in steps of 2^-24.
   public static func uniform(seed: UInt64, position: UInt64) -> Float { apus_uniform(seed, position) }
 
-  /// Runs `body` once for each chunk on the backend's threads and returns when all have finished. Which thread runs which
-  /// chunk is not determined. For work around the operators, such as preparing inputs; `body` may not call the backend.
+  /// Runs `body` once for each chunk on the backend's threads and returns when all have finished. Which thread runs
+  /// which chunk is not determined. For work around the operators, such as preparing inputs; `body` may not call
+  /// the backend.
   public func parallel(chunks: Int, _ body: @Sendable (_ chunk: Int) -> Void) {
     withoutActuallyEscaping(body) { body in
       var box: @Sendable (Int) -> Void = body

@@ -1,12 +1,14 @@
 // Causal attention over paged K/V.
 //
 // A row is one query head of one token. Its positions are cut at multiples of APUS_KV_SPLIT. Within a piece: all
-// scores, their maximum, exponentials and their sum (in sixteen lanes by position within the page), then the weighted sum of
-// values, position by position. Pieces are then joined in rising order. Nothing in this depends on which other rows share
-// the work, so a row has the same bits alone (decode), in a chunk of a prompt, and however the pieces were
-// distributed over threads. Positions a row may not see have an exponential of exactly zero, which changes no sum.
+// scores, their maximum, exponentials and their sum (in sixteen lanes by position within the page), then the
+// weighted sum of values, position by position. Pieces are then joined in rising order. Nothing in this depends on
+// which other rows share the work, so a row has the same bits alone (decode), in a chunk of a prompt, and however
+// the pieces were distributed over threads. Positions a row may not see have an exponential of exactly zero, which
+// changes no sum.
 //
-// Rows that share K/V (the query heads of a K/V head, for several tokens) form a tile, which passes over the pages once.
+// Rows that share K/V (the query heads of a K/V head, for several tokens) form a tile, which passes over the pages
+// once.
 
 #ifndef APUS_LEVEL
 
@@ -26,7 +28,8 @@ typedef struct {
   int32_t tokens;
   int32_t first_split;
   int32_t last_split;
-  // Where the piece's result goes until it is joined with the others, counted in rows; negative when the item has all.
+  // Where the piece's result goes until it is joined with the others, counted in rows; negative when the item has
+  // all.
   int64_t partial;
 } attention_item;
 
@@ -160,7 +163,8 @@ void apus_attention(
     for (int32_t token = 0; token < tokens; token += tile_tokens) {
       int32_t count = (int32_t)apus_min(tile_tokens, tokens - token);
       int32_t position = arguments->start[s] + token;
-      int32_t splits = (position + count - 1) / APUS_KV_SPLIT - lowest_position(arguments, position) / APUS_KV_SPLIT + 1;
+      int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
+      int32_t splits = (position + count - 1) / APUS_KV_SPLIT - first + 1;
       tiles += kv->kv_heads;
       pieces += (int64_t)splits * kv->kv_heads;
       partial_rows += (int64_t)splits * kv->kv_heads * count * group;
@@ -274,8 +278,8 @@ static void FN(join)(const attention_call *c, const join_item *join, tile_memory
 
 // MARK: Exponentials
 
-// Scores of one row for pages first..<last of the sequence become weights; `first_page` is where the arrays begin. Rows
-// that see nothing here have sum 0 and weights 0.
+// Scores of one row for pages first..<last of the sequence become weights; `first_page` is where the arrays begin.
+// Rows that see nothing here have sum 0 and weights 0.
 APUS_INLINE void FN(weigh)(
     const attention_call *c, tile_memory *m, int64_t r, int64_t first_page, int64_t last_page) {
   float *scores = m->scores + r * m->score_stride;
@@ -316,6 +320,11 @@ APUS_INLINE void FN(weigh)(
 
 // MARK: Tiles
 
+// Asks for memory to be brought near.
+APUS_INLINE void FN(fetch)(const uint32_t *from, int64_t words) {
+  for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+
 // One row's q at the pages' precision, zero in the last unit beyond the head.
 APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *to) {
   int64_t d = c->kv->head_dimension;
@@ -334,13 +343,14 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
 #undef APUS_ATTEND
 #define APUS_ATTEND(FORMAT, WORDS)                                                                                  \
   APUS_INLINE void FN(score_##FORMAT)(                                                                              \
-      int rows, int vectors, tile_memory *m, int64_t row, const uint32_t *const *pages, int64_t index, int count,   \
-      int64_t units) {                                                                                              \
+      int rows, int vectors, int ahead_vectors, tile_memory *m, int64_t row, const uint32_t *const *pages,          \
+      const uint32_t *const *ahead, int64_t index, int count, int64_t units) {                                      \
     vf sums[6][4];                                                                                                  \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = 0;                                                 \
     }                                                                                                               \
-    FN(tile_##FORMAT)(rows, vectors, sums, m->q + row * m->q_stride, m->q_stride, pages, 16, units);                \
+    FN(tile_##FORMAT)(                                                                                              \
+        rows, vectors, sums, m->q + row * m->q_stride, m->q_stride, pages, 16, units, ahead_vectors, ahead);        \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *scores = m->scores + (row + i) * m->score_stride + index * 16;                                         \
       APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
@@ -351,28 +361,32 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
                                                                                                                     \
   /* `tail` units of the last page count; where `half` is set, the last of them only with its first token. */       \
   APUS_INLINE void FN(values_##FORMAT)(                                                                             \
-      int rows, int vectors, const attention_call *c, tile_memory *m, int64_t row, const int32_t *pages,            \
-      int64_t count, int head, int64_t column, int64_t tail, int half) {                                            \
+      int rows, int vectors, int ahead_vectors, const attention_call *c, tile_memory *m, int64_t row,               \
+      const int32_t *pages, int64_t count, int head, int64_t column, int64_t tail, int half) {                      \
     const apus_kv *kv = c->kv;                                                                                      \
     vf sums[6][4];                                                                                                  \
-    const uint32_t *columns[4];                                                                                     \
+    const uint32_t *columns[4], *ahead[4];                                                                          \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = 0;                                                 \
     }                                                                                                               \
     const uint32_t *weights = m->weights + row * m->weight_stride;                                                  \
     for (int64_t p = 0; p < count; p++) {                                                                           \
       const uint32_t *values = apus_kv_values(kv, pages[p], head) + column;                                         \
+      const uint32_t *next = apus_kv_values(kv, pages[p + 1 < count ? p + 1 : p], head) + column;                   \
       int64_t units = p == count - 1 ? tail - half : kv->value_units;                                               \
-      APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = values + 16 * v;                                   \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
+        columns[v] = values + 16 * v;                                                                               \
+        ahead[v] = next + 16 * v;                                                                                   \
+      }                                                                                                             \
       FN(tile_##FORMAT)(                                                                                            \
           rows, vectors, sums, weights + p * kv->value_units * WORDS, m->weight_stride, columns,                    \
-          kv->value_columns, units);                                                                                \
+          kv->value_columns, units, ahead_vectors, ahead);                                                          \
     }                                                                                                               \
     if (half) {                                                                                                     \
       APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = m->masked + column + 16 * v;                       \
       FN(tile_##FORMAT)(                                                                                            \
           rows, vectors, sums, weights + ((count - 1) * kv->value_units + tail - 1) * WORDS, m->weight_stride,      \
-          columns, kv->value_columns, 1);                                                                           \
+          columns, kv->value_columns, 1, 0, columns);                                                               \
     }                                                                                                               \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *part = m->part + (row + i) * kv->value_columns + column;                                               \
@@ -381,16 +395,22 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
   }                                                                                                                 \
                                                                                                                     \
   static void FN(score_rows_##FORMAT)(                                                                              \
-      int rows, tile_memory *m, int64_t row, const uint32_t *const *pages, int64_t index, int count,                \
-      int64_t units) {                                                                                              \
-    switch (rows) { APUS_EACH_ROWS(APUS_SCORE_CASE, FORMAT) }                                                       \
+      int rows, int fetches, tile_memory *m, int64_t row, const uint32_t *const *pages,                             \
+      const uint32_t *const *ahead, int64_t index, int count, int64_t units) {                                      \
+    if (fetches) {                                                                                                  \
+      switch (rows) { APUS_EACH_ROWS(APUS_SCORE_CASE_FETCH, FORMAT) }                                               \
+    } else {                                                                                                        \
+      switch (rows) { APUS_EACH_ROWS(APUS_SCORE_CASE, FORMAT) }                                                     \
+    }                                                                                                               \
   }                                                                                                                 \
                                                                                                                     \
   static void FN(value_rows_##FORMAT)(                                                                              \
-      int rows, int vectors, const attention_call *c, tile_memory *m, int64_t row, const int32_t *pages,            \
-      int64_t count, int head, int64_t column, int64_t tail, int half) {                                            \
+      int rows, int vectors, int fetches, const attention_call *c, tile_memory *m, int64_t row,                     \
+      const int32_t *pages, int64_t count, int head, int64_t column, int64_t tail, int half) {                      \
     if (vectors == 1) {                                                                                             \
       switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_1, FORMAT) }                                                   \
+    } else if (fetches) {                                                                                           \
+      switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_FETCH, FORMAT) }                                               \
     } else {                                                                                                        \
       switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_N, FORMAT) }                                                   \
     }                                                                                                               \
@@ -413,6 +433,8 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
       m->state_sum[r] = 0;                                                                                          \
     }                                                                                                               \
     int64_t row_tiles = apus_ceil_div(rows, APUS_TILE_ROWS);                                                        \
+    /* Few rows wait for memory: they ask for the pages that follow. Many rows compute longer than that takes. */   \
+    int fetches = row_tiles == 1;                                                                                   \
     for (int32_t split = item->first_split; split <= item->last_split; split++) {                                   \
       int64_t begin = apus_max((int64_t)split * APUS_KV_SPLIT, m->low[0]);                                          \
       int64_t end = apus_min((int64_t)(split + 1) * APUS_KV_SPLIT, end_position);                                   \
@@ -421,17 +443,22 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
       int64_t pages = last_page - first_page;                                                                       \
       for (int64_t p = 0; p < pages;) {                                                                             \
         /* Rows in the inner loop: the pages' keys stay in the nearest cache. */                                    \
-        const uint32_t *keys[4];                                                                                    \
+        const uint32_t *keys[4], *ahead[4];                                                                         \
         int count = (int)apus_min(APUS_PAGES_AT_ONCE, pages - p);                                                   \
         for (int v = 0; v < 4; v++) {                                                                               \
-          keys[v] = apus_kv_keys(kv, table[first_page + p + (v < count ? v : count - 1)], item->head);              \
+          int64_t page = first_page + p + (v < count ? v : count - 1);                                              \
+          keys[v] = apus_kv_keys(kv, table[page], item->head);                                                      \
+          ahead[v] = apus_kv_keys(kv, table[apus_min(page + count, last_page - 1)], item->head);                    \
         }                                                                                                           \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(score_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), m, row, keys, p, count, kv->key_units);                      \
+              (int)(rows * (t + 1) / row_tiles - row), fetches, m, row, keys, ahead, p, count, kv->key_units);      \
         }                                                                                                           \
         p += count;                                                                                                 \
+      }                                                                                                             \
+      for (int64_t p = first_page; fetches && p < apus_min(last_page, first_page + 2); p++) {                       \
+        FN(fetch)(apus_kv_values(kv, table[p], item->head), kv->value_units * kv->value_columns);                   \
       }                                                                                                             \
       for (int64_t r = 0; r < rows; r++) FN(weigh)(c, m, r, first_page, last_page);                                 \
       /* What lies behind the last position of its page may be anything, even NaN: it must not be multiplied. */    \
@@ -450,13 +477,17 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
           }                                                                                                         \
         }                                                                                                           \
       }                                                                                                             \
+      for (int64_t p = last_page; fetches && split < item->last_split && p < last_page + 2; p++) {                  \
+        int64_t page = apus_min(p, (end_position - 1) / APUS_KV_PAGE_SIZE);                                         \
+        FN(fetch)(apus_kv_keys(kv, table[page], item->head), kv->key_units * APUS_KV_PAGE_SIZE);                    \
+      }                                                                                                             \
       for (int64_t column = 0; column < kv->value_columns;) {                                                       \
         int vectors = kv->value_columns - column >= 16 * APUS_VALUE_VECTORS ? APUS_VALUE_VECTORS : 1;               \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(value_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), vectors, c, m, row, table + first_page, pages, item->head,   \
-              column, tail, half);                                                                                  \
+              (int)(rows * (t + 1) / row_tiles - row), vectors, fetches, c, m, row, table + first_page, pages,      \
+              item->head, column, tail, half);                                                                      \
         }                                                                                                           \
         column += 16 * vectors;                                                                                     \
       }                                                                                                             \
@@ -491,23 +522,29 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
 #define APUS_VALUE_VECTORS 1
 #endif
 
-#undef APUS_SCORE_CASE
-#define APUS_SCORE_CASE(FORMAT, N)                                                                                  \
+#undef APUS_SCORES
+#define APUS_SCORES(FORMAT, N, AHEAD)                                                                               \
   case N:                                                                                                           \
     for (int v = 0; v < count; v += APUS_SCORE_VECTORS) {                                                           \
-      FN(score_##FORMAT)(N, APUS_SCORE_VECTORS, m, row, pages + v, index + v, count - v, units);                    \
+      FN(score_##FORMAT)(                                                                                           \
+          N, APUS_SCORE_VECTORS, AHEAD, m, row, pages + v, ahead + v, index + v, count - v, units);                 \
     }                                                                                                               \
     break;
+#undef APUS_SCORE_CASE
+#define APUS_SCORE_CASE(FORMAT, N) APUS_SCORES(FORMAT, N, 0)
+#undef APUS_SCORE_CASE_FETCH
+#define APUS_SCORE_CASE_FETCH(FORMAT, N) APUS_SCORES(FORMAT, N, APUS_SCORE_VECTORS)
+#undef APUS_VALUES
+#define APUS_VALUES(FORMAT, N, VECTORS, AHEAD)                                                                      \
+  case N:                                                                                                           \
+    FN(values_##FORMAT)(N, VECTORS, AHEAD, c, m, row, pages, count, head, column, tail, half);                      \
+    break;
 #undef APUS_VALUE_CASE_1
-#define APUS_VALUE_CASE_1(FORMAT, N)                                                                                \
-  case N:                                                                                                           \
-    FN(values_##FORMAT)(N, 1, c, m, row, pages, count, head, column, tail, half);                                   \
-    break;
+#define APUS_VALUE_CASE_1(FORMAT, N) APUS_VALUES(FORMAT, N, 1, 0)
 #undef APUS_VALUE_CASE_N
-#define APUS_VALUE_CASE_N(FORMAT, N)                                                                                \
-  case N:                                                                                                           \
-    FN(values_##FORMAT)(N, APUS_VALUE_VECTORS, c, m, row, pages, count, head, column, tail, half);                  \
-    break;
+#define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, 0)
+#undef APUS_VALUE_CASE_FETCH
+#define APUS_VALUE_CASE_FETCH(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, APUS_VALUE_VECTORS)
 #undef APUS_EACH_ROWS
 #if APUS_TILE_ROWS == 6
 #define APUS_EACH_ROWS(CASE, FORMAT) \

@@ -1,5 +1,6 @@
-// Includes APUS_FILE once for each level of instructions, with APUS_LEVEL and APUS_SUFFIX set and the vector helpers of that
-// level defined. An operator's file includes this header, and so itself; no other place chooses instructions.
+// Includes APUS_FILE once for each level of instructions, with APUS_LEVEL and APUS_SUFFIX set and the vector
+// helpers of that level defined. An operator's file includes this header, and so itself; no other place chooses
+// instructions.
 
 #if defined(__x86_64__)
 

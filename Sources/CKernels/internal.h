@@ -14,7 +14,8 @@
 #include <immintrin.h>
 #endif
 
-// Vectors wider than a level's registers are passed only to functions that are always inlined, so there is no ABI to change.
+// Vectors wider than a level's registers are passed only to functions that are always inlined, so there is no ABI
+// to change.
 #pragma clang diagnostic ignored "-Wpsabi"
 
 // Results must not depend on what the compiler contracts: fused operations are asked for by name.
@@ -28,6 +29,7 @@ typedef uint32_t vu __attribute__((ext_vector_type(16)));
 typedef uint16_t vh __attribute__((ext_vector_type(16)));
 typedef uint64_t vq __attribute__((ext_vector_type(16)));
 typedef float vf_at __attribute__((ext_vector_type(16), aligned(4), may_alias));
+typedef float vf_any __attribute__((ext_vector_type(16), aligned(1), may_alias));
 typedef uint32_t vu_at __attribute__((ext_vector_type(16), aligned(1), may_alias));
 typedef uint16_t vh_at __attribute__((ext_vector_type(16), aligned(1), may_alias));
 

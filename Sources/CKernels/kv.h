@@ -1,8 +1,8 @@
 // The layout of K/V pages, shared by writing and attention.
 //
-// A page holds for each K/V head a block of keys and then one of values, in units (see tile.h). Keys: [units of the head's
-// numbers][16 tokens], so that lanes are tokens. Values: [units of tokens][numbers, padded to 16], so that lanes are
-// numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value.
+// A page holds for each K/V head a block of keys and then one of values, in units (see tile.h). Keys: [units of the
+// head's numbers][16 tokens], so that lanes are tokens. Values: [units of tokens][numbers, padded to 16], so that
+// lanes are numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value.
 
 #ifndef APUS_KV_H
 #define APUS_KV_H

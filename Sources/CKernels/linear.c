@@ -1,11 +1,12 @@
 // Linear layers: packing of weights and out = x . w^T + bias.
 //
-// Packed weights are panels of 64 outputs. A panel is [units][64] units (see tile.h), so a pass over it reads memory
-// front to back. Outputs beyond the last and inputs beyond the last unit are zero. bfloat16 panels are the same at every
-// level.
+// Packed weights are panels of 64 outputs. A panel is [units][64] units (see tile.h), so a pass over it reads
+// memory front to back. Outputs beyond the last and inputs beyond the last unit are zero. bfloat16 panels are the
+// same at every level.
 //
-// A chunk of a region is a run of panels by a run of rows. Within a panel, tiles of rows share it while it stays in the
-// cache; where it is too large, the summed dimension is cut and sums are carried in `out`, which changes no bit of them.
+// A chunk of a region is a run of panels by a run of rows. Within a panel, tiles of rows share it while it stays in
+// the cache; where it is too large, the summed dimension is cut and sums are carried in `out`, which changes no bit
+// of them.
 
 #ifndef APUS_LEVEL
 
@@ -276,9 +277,10 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 #define APUS_PANEL(FORMAT, SUM, WORDS, RESULT)                                                                      \
   APUS_INLINE void FN(block_##FORMAT)(                                                                              \
       const linear_arguments *a, int rows, int vectors, int64_t row, int64_t output, const uint32_t *w,             \
-      int64_t first_unit, int64_t last_unit) {                                                                      \
+      int64_t first_unit, int64_t last_unit, const uint32_t *next) {                                                \
     SUM sums[6][4];                                                                                                 \
     const uint32_t *columns[4];                                                                                     \
+    const uint32_t *ahead[2] = {next, next + 16};                                                                   \
     int64_t valid = a->weight->outputs - output;                                                                    \
     APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = w + first_unit * panel_outputs + 16 * v;             \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
@@ -290,7 +292,7 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
     }                                                                                                               \
     FN(tile_##FORMAT)(                                                                                              \
         rows, vectors, sums, a->x + row * a->x_stride + first_unit * WORDS, a->x_stride, columns, panel_outputs,    \
-        last_unit - first_unit);                                                                                    \
+        last_unit - first_unit, rows > 1 ? 2 : 0, ahead);                                                           \
     int last = last_unit == a->weight->units;                                                                       \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *out = a->out + (row + i) * a->out_stride + output;                                                     \
@@ -320,9 +322,11 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
         /* Tiles as equal as can be. */                                                                             \
         int64_t row = first_row + (last_row - first_row) * t / tiles;                                               \
         int64_t rows = first_row + (last_row - first_row) * (t + 1) / tiles - row;                                  \
+        /* The first two tiles fetch the block that follows, two of its four vectors each; others what is there. */  \
+        const uint32_t *next = w + (tiles > 1 && t < 2 ? end : u) * panel_outputs + (t == 1 ? 32 : 0);              \
         int vectors = rows == 1 ? APUS_TILE_VECTORS_ONE : APUS_TILE_VECTORS_MANY;                                   \
         for (int v = 0; v < 4 && output + 16 * v < weight->outputs; v += vectors) {                                 \
-          APUS_ROWS(FORMAT, rows, row, output + 16 * v, w + 16 * v, u, end)                                         \
+          APUS_ROWS(FORMAT, rows, row, output + 16 * v, w + 16 * v, u, end, next)                                      \
         }                                                                                                           \
       }                                                                                                             \
     }                                                                                                               \
@@ -330,40 +334,40 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 
 // The tile's shape must be a constant where it is inlined.
 #undef APUS_ROWS_CASE
-#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END)                                                           \
+#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END, NEXT)                                                     \
   case N:                                                                                                           \
-    FN(block_##FORMAT)(a, N, APUS_TILE_VECTORS_MANY, ROW, OUTPUT, W, U, END);                                       \
+    FN(block_##FORMAT)(a, N, APUS_TILE_VECTORS_MANY, ROW, OUTPUT, W, U, END, NEXT);                                 \
     break;
 #undef APUS_ROWS
 #if APUS_TILE_ROWS == 6
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END)                                                             \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END);                                      \
+      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END)                                                             \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #elif APUS_TILE_ROWS == 4
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END)                                                             \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END);                                      \
+      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END)                                                             \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END)                                                             \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
+      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #else
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END)                                                             \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
   switch (ROWS) {                                                                                                   \
     case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END);                                      \
+      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
       break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END)                                                             \
+      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
   }
 #endif
 
@@ -405,8 +409,9 @@ static inline vu FN(row_units)(
   vu units = 0;
   if (dtype == format && dtype != APUS_INT8) {
     size_t bytes = apus_dtype_bytes(dtype);
-    if (count * (int64_t)bytes == 64) return FN(load_units)((const uint32_t *)(const void *)(row + index * (int64_t)bytes));
-    memcpy(&units, row + index * (int64_t)bytes, (size_t)count * bytes);
+    const char *from = row + index * (int64_t)bytes;
+    if (count * (int64_t)bytes == 64) return FN(load_units)((const uint32_t *)(const void *)from);
+    memcpy(&units, from, (size_t)count * bytes);
     return units;
   }
   char packed[64] = {0};

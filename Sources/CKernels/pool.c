@@ -1,11 +1,11 @@
 // A persistent pool of threads with one operation: run a task for each of n chunks.
 //
-// Chunks are claimed, not assigned: a worker that comes late (it was parked, or another process holds its core) takes
-// what is left and nobody waits for it. All the state that claiming needs is one word: generation | n | next. A
-// worker changes it only by compare-and-swap, so a claim succeeds only for the region the word was read in, and while a
-// claimed chunk is unfinished the caller does not leave the region; `task` and `argument` are therefore those of the
-// claim. Both sides spin for a short while and then sleep on a futex, so that an idle pool costs nothing and a
-// busy machine loses no more than the spin.
+// Chunks are claimed, not assigned: a worker that comes late (it was parked, or another process holds its core)
+// takes what is left and nobody waits for it. All the state that claiming needs is one word: generation | n | next.
+// A worker changes it only by compare-and-swap, so a claim succeeds only for the region the word was read in, and
+// while a claimed chunk is unfinished the caller does not leave the region; `task` and `argument` are therefore
+// those of the claim. Both sides spin for a short while and then sleep on a futex, so that an idle pool costs
+// nothing and a busy machine loses no more than the spin.
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -115,7 +115,8 @@ static void *worker_main(void *argument) {
       }
     } while (!found && now_ns() - begin < spin_ns);
     if (found) continue;
-    // The order matters: announce the sleep, then look once more. The caller publishes the word, then looks for sleepers.
+    // The order matters: announce the sleep, then look once more. The caller publishes the word, then looks for
+    // sleepers.
     uint32_t alarm = atomic_load(&pool->alarm);
     atomic_fetch_add(&pool->sleepers, 1);
     if (!has_chunks(atomic_load(&pool->word)) && !atomic_load(&pool->stopping)) futex_wait(&pool->alarm, alarm);

@@ -1,8 +1,9 @@
 // From logits to tokens: penalties, draws, log-sum-exp, the largest entries.
 //
-// Passes over a row work on blocks of fixed size whose results are combined in order, so they can be shared by threads
-// without changing anything. A full sort is never needed: candidates are found with a lower bound that the row's own blocks
-// give, and the boundary among them by counting bits of the numbers from the top (a radix selection).
+// Passes over a row work on blocks of fixed size whose results are combined in order, so they can be shared by
+// threads without changing anything. A full sort is never needed: candidates are found with a lower bound that the
+// row's own blocks give, and the boundary among them by counting bits of the numbers from the top (a radix
+// selection).
 
 #ifndef APUS_LEVEL
 
@@ -79,8 +80,8 @@ static float value_of(uint32_t key) {
   return x;
 }
 
-// The boundary that keeps the largest keys until `count` are kept, or, where `masses` is not NULL, until their masses reach
-// `mass`; at least one. Everything is kept where there is not enough.
+// The boundary that keeps the largest keys until `count` are kept, or, where `masses` is not NULL, until their
+// masses reach `mass`; at least one. Everything is kept where there is not enough.
 static boundary select_largest(
     histogram *h, const uint32_t *keys, const float *masses, int64_t n, int64_t count, double mass) {
   static const int shifts[3] = {21, 10, 0};
@@ -109,8 +110,8 @@ static boundary select_largest(
       kept += h->counts[b];
       if (masses) kept_mass += h->masses[b];
     }
-    // Only at the first level can there be too little; later, sums in another order may fall short by a rounding, and then
-    // the whole bucket is kept.
+    // Only at the first level can there be too little; later, sums in another order may fall short by a rounding,
+    // and then the whole bucket is kept.
     if (found < 0) return (boundary){level == 0 ? 0 : prefix, INT64_MAX};
     prefix |= (uint32_t)found << shifts[level];
     prefix_mask |= (buckets - 1) << shifts[level];
@@ -173,7 +174,8 @@ static void exponentials_task(void *argument, int chunk, int thread) {
       c->maxima + row * c->maxima_per_row + first / max_columns);
 }
 
-// The token at which the sum of all weights before it and its own passes `target`; the last that has weight otherwise.
+// The token at which the sum of all weights before it and its own passes `target`; the last that has weight
+// otherwise.
 static int32_t walk_row(const float *weights, int64_t columns, const double *sums, int64_t sum_count, double target) {
   double passed = 0;
   int64_t last = 0;
@@ -244,7 +246,8 @@ static void finish_task(void *argument, int chunk, int thread) {
   float least = 0;
   if (has_top_k) {
     if (row->top_k <= c->maxima_per_row) {
-      // Each of the k largest maxima is a weight, so the k-th largest weight is no less than the k-th largest maximum.
+      // Each of the k largest maxima is a weight, so the k-th largest weight is no less than the k-th largest
+      // maximum.
       for (int64_t i = 0; i < c->maxima_per_row; i++) max_keys[i] = bits_of(maxima[i]);
       uint32_t key = select_largest(h, max_keys, NULL, c->maxima_per_row, row->top_k, 0).key;
       memcpy(&least, &key, 4);

@@ -1,12 +1,12 @@
 // The inner loop of linear layers and of attention, at one level: a tile of rows by vectors of outputs.
 //
-// Weights (and K/V pages) are made of units: 32 bits that hold one float32, two 16-bit numbers or four int8 numbers which
-// are neighbours along the summed dimension. Sixteen units, one for each of sixteen outputs, are a vector; a step multiplies
-// them with the row's unit, broadcast, and adds the products to sixteen sums. There are no horizontal sums, and a sum's order
-// is that of the units, whatever the tile's shape.
+// Weights (and K/V pages) are made of units: 32 bits that hold one float32, two 16-bit numbers or four int8 numbers
+// which are neighbours along the summed dimension. Sixteen units, one for each of sixteen outputs, are a vector; a
+// step multiplies them with the row's unit, broadcast, and adds the products to sixteen sums. There are no
+// horizontal sums, and a sum's order is that of the units, whatever the tile's shape.
 //
-// float16 is stored as sixteen first halves and then sixteen second halves of the units, because the conversion reads
-// sixteen neighbours.
+// float16 is stored as sixteen first halves and then sixteen second halves of the units, because the conversion
+// reads sixteen neighbours.
 
 // Registers bound the tile: rows at most, and vectors for one row and for several.
 #undef APUS_TILE_ROWS
@@ -99,19 +99,21 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 #endif
 }
 
-// sums[i][v] += x[i] . w[v] over `units` units. A row of x is WORDS 32-bit words for each unit and rows lie `x_stride`
-// words apart; vector v of unit u lies at w[v] + u * w_stride. `rows` and `vectors` must be constants.
+// sums[i][v] += x[i] . w[v] over `units` units. A row of x is WORDS 32-bit words for each unit and rows lie
+// `x_stride` words apart; vector v of unit u lies at w[v] + u * w_stride. Meanwhile the cache is asked for the
+// vectors that `ahead` points to in the same way. `rows`, `vectors` and `ahead_vectors` must be constants.
 #undef APUS_TILE
 #define APUS_TILE(FORMAT, SUM, WORDS)                                                                               \
   APUS_INLINE void FN(tile_##FORMAT)(                                                                               \
       int rows, int vectors, SUM (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,         \
-      int64_t w_stride, int64_t units) {                                                                            \
+      int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead) {                           \
     SUM s[6][4];                                                                                                    \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
     }                                                                                                               \
     _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
       vu b[4];                                                                                                      \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * w_stride, 0, 2);        \
       APUS_UNROLL for (int v = 0; v < vectors; v++) b[v] = FN(load_units)(w[v] + u * w_stride);                     \
       APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                  \
         APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                             \

@@ -65,8 +65,8 @@ APUS_INLINE vf FN(round)(vf x) { return (x + 12582912.0f) - 12582912.0f; }
 
 // exp(x) with a relative error below 2e-7; 0 below -87.3; about 2.4e38 above 88.3; exp(0) is 1; NaN stays NaN.
 //
-// x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by a polynomial of degree 6 (Taylor coefficients suffice at this precision: the
-// first term left out is r^7 / 5040 < 1.3e-7 relative, and the seventh is added).
+// x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by a polynomial of degree 6 (Taylor coefficients suffice at this
+// precision: the first term left out is r^7 / 5040 < 1.3e-7 relative, and the seventh is added).
 APUS_INLINE vf FN(exp)(vf x) {
   vf bounded = x < -87.3f ? (vf)-87.3f : x;
   bounded = bounded > 88.3f ? (vf)88.3f : bounded;
@@ -81,8 +81,8 @@ APUS_INLINE vf FN(exp)(vf x) {
   p = FN(fma)(p, r, (vf)0.5f);
   p = FN(fma)(p, r, (vf)1.0f);
   p = FN(fma)(p, r, (vf)1.0f);
-  // n is an integer in -126...127, or NaN: adding 1.5 * 2^23 leaves it in the low bits without a conversion that would
-  // be undefined for NaN.
+  // n is an integer in -126...127, or NaN: adding 1.5 * 2^23 leaves it in the low bits without a conversion that
+  // would be undefined for NaN.
   vu bits = __builtin_bit_cast(vu, n + 12582912.0f);
   vf power = __builtin_bit_cast(vf, (bits + 127u) << 23);
   vf result = p * power;
@@ -107,7 +107,8 @@ APUS_INLINE void FN(store_bf16)(uint16_t *to, vf x) {
   *(vh_at *)to = __builtin_convertvector(FN(bf16_bits)(x), vh);
 }
 
-// Activations to bfloat16 as the dot product instructions read them: numbers below the smallest normal one count as zero.
+// Activations to bfloat16 as the dot product instructions read them: numbers below the smallest normal one count as
+// zero.
 APUS_INLINE void FN(store_bf16_activations)(uint16_t *to, vf x) {
 #if APUS_LEVEL >= 3
   _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
@@ -174,7 +175,7 @@ APUS_INLINE void FN(store_f16)(uint16_t *to, vf x) {
 
 // Sixteen numbers of a type, starting with number `index`.
 APUS_INLINE vf FN(load_as)(const void *from, apus_dtype dtype, int64_t index) {
-  if (dtype == APUS_FLOAT32) return __builtin_bit_cast(vf, FN(load_units)((const uint32_t *)((const char *)from + index * 4)));
+  if (dtype == APUS_FLOAT32) return *(const vf_any *)((const char *)from + index * 4);
   const uint16_t *halves = (const uint16_t *)((const char *)from + index * 2);
   return dtype == APUS_BFLOAT16 ? FN(load_bf16)(halves) : FN(load_f16)(halves);
 }

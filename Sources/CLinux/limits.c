@@ -67,8 +67,8 @@ static long read_in(const char *directory, const char *name, char *text, size_t 
 double apus_cgroup_processor_quota(void) {
   double least = 0;
   char path[4096], text[256];
-  // Version 2: "max 100000" or "quota period". A container may see its own group as the root, so every level is asked,
-  // those that do not exist say nothing.
+  // Version 2: "max 100000" or "quota period". A container may see its own group as the root, so every level is
+  // asked, those that do not exist say nothing.
   if (cgroup_path(NULL, path, sizeof path)) {
     do {
       double quota, period;

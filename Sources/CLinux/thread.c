@@ -65,8 +65,8 @@ int apus_processors(int32_t *processors, int capacity) {
   return count;
 }
 
-// Whether an allowed processor below `processor` is a hardware thread of the same core. The kernel lists the siblings as
-// ranges, such as "0,64" or "0-1".
+// Whether an allowed processor below `processor` is a hardware thread of the same core. The kernel lists the
+// siblings as ranges, such as "0,64" or "0-1".
 static int has_earlier_sibling(const processor_mask *mask, int processor) {
   char path[96];
   snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", processor);

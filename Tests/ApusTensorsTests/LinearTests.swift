@@ -11,7 +11,8 @@ import Testing
     (29, 130, 2100), (64, 192, 96), (1, 16, 4200), (9, 17, 4097),
   ]
 
-  /// What the layer computes, in double precision from the numbers as the format rounds them, and how large the error may be.
+  /// What the layer computes, in double precision from the numbers as the format rounds them, and how large the
+  /// error may be.
   static func oracle(
     x: [Float], w: [Float], bias: [Float]?, rows: Int, outputs: Int, inputs: Int, format: WeightFormat
   ) -> (values: [Double], tolerance: [Double]) {
@@ -93,7 +94,7 @@ import Testing
         }
         #expect(
           isClose,
-          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): [\(worst)] is \(got[worst]), not \(expected.values[worst])"
+          "seed 11, \(rows)x\(outputs)x\(inputs) from \(source.name): \(got[worst]), not \(expected.values[worst])"
         )
         // Nothing may be written between the rows.
         for r in 0..<rows - 1 {

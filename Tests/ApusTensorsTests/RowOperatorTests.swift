@@ -208,8 +208,8 @@ import Testing
   }
 
   @Test func uniformNumbersAreThoseOfPhilox() {
-    // Known answers of Philox4x32-10 from its authors' test vectors (counter, key -> first word), those whose upper counter
-    // words are zero.
+    // Known answers of Philox4x32-10 from its authors' test vectors (counter, key -> first word), those whose upper
+    // counter words are zero.
     #expect(CPUBackend.uniform(seed: 0, position: 0) == Float(0x6627_e8d5 >> 8) / 16_777_216)
     var counts = [Int](repeating: 0, count: 64)
     for position in 0..<64_000 {

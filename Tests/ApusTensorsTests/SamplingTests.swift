@@ -4,8 +4,8 @@ import Glibc
 import Testing
 
 @Suite struct SamplingTests {
-  /// The distribution that a row is drawn from, by sorting: (token, probability) in the order of ids. `isUncertain` says that a
-  /// boundary is so close to a sum that a rounding may move it.
+  /// The distribution that a row is drawn from, by sorting: (token, probability) in the order of ids. `isUncertain`
+  /// says that a boundary is so close to a sum that a rounding may move it.
   static func oracle(_ logits: [Float], _ row: SamplingRow) -> (kept: [(token: Int, p: Double)], isUncertain: Bool) {
     let most = logits.max()!
     let weights = logits.map { exp((Double($0) - Double(most)) / Double(row.temperature)) }
@@ -182,7 +182,8 @@ import Testing
       let expected = p * Double(draws)
       return (Double(counts[token]) - expected) * (Double(counts[token]) - expected) / expected
     }.reduce(0, +)
-    // About as many degrees of freedom as tokens kept; three times as much has a probability below 1e-6. Seed 4711 is fixed.
+    // About as many degrees of freedom as tokens kept; three times as much has a probability below 1e-6. Seed 4711
+    // is fixed.
     #expect(chi < Double(kept.count) * 3, "seed 45 and 4711, chi-square \(chi) for \(kept.count) tokens")
   }
 

@@ -38,8 +38,9 @@ func makeBackend(_ level: InstructionSet, threads: Int = 2) throws -> CPUBackend
   try CPUBackend(threads: threads, isa: level)
 }
 
-/// A float32 tensor with the rows given. Rows lie `padding` numbers further apart than they must and everything begins
-/// `shift` numbers into the memory, so that addresses are odd; the numbers between are NaN and must never be read.
+/// A float32 tensor with the rows given. Rows lie `padding` numbers further apart than they must and everything
+/// begins `shift` numbers into the memory, so that addresses are odd; the numbers between are NaN and must never be
+/// read.
 func tensor(_ values: [Float], rows: Int, columns: Int, padding: Int = 0, shift: Int = 0) throws -> Tensor {
   let stride = columns + padding
   let memory = try CPUBackend.hostMemory(byteCount: (shift + rows * stride) * 4)

@@ -1,12 +1,14 @@
 // The CPU backend's inner loops.
 //
-// Conventions. A matrix is an address, a number of rows and a stride: how many *numbers* lie between the starts of two
-// rows. The numbers of a row are adjacent and need no alignment. Activations are float32. Every function returns when
-// its work is done; it uses the threads of the context it is given. A context serves one call at a time: the caller sees
-// to that. Nothing is allocated in steady state: scratch memory grows to what the largest call needed and stays.
+// Conventions. A matrix is an address, a number of rows and a stride: how many *numbers* lie between the starts of
+// two rows. The numbers of a row are adjacent and need no alignment. Activations are float32. Every function
+// returns when its work is done; it uses the threads of the context it is given. A context serves one call at a
+// time: the caller sees to that. Nothing is allocated in steady state: scratch memory grows to what the largest
+// call needed and stays.
 //
-// Law. Each row of a result is a function of that row's inputs alone: the number of rows, the other rows, the number of
-// threads and how work is cut into pieces never change a bit of it. Another instruction set may (see `apus_isa`).
+// Law. Each row of a result is a function of that row's inputs alone: the number of rows, the other rows, the
+// number of threads and how work is cut into pieces never change a bit of it. Another instruction set may (see
+// `apus_isa`).
 //
 // Functions check nothing that the caller can know: shapes and indices must be right.
 
@@ -51,10 +53,10 @@ int apus_isa_supported(apus_isa isa);
 /// The highest level that this processor can run.
 apus_isa apus_isa_best(void);
 
-/// Makes a context of `threads` threads, the caller included (so `threads - 1` workers are started, named "apus-cpu-1"
-/// and on). Where `processors` is not NULL it holds one processor number for each thread; worker i is pinned to
-/// processors[i], and the caller is left where it is. Returns NULL when memory or threads cannot be had. The level must
-/// be supported.
+/// Makes a context of `threads` threads, the caller included (so `threads - 1` workers are started, named
+/// "apus-cpu-1" and on). Where `processors` is not NULL it holds one processor number for each thread; worker i is
+/// pinned to processors[i], and the caller is left where it is. Returns NULL when memory or threads cannot be had.
+/// The level must be supported.
 apus_context *apus_context_create(int threads, apus_isa isa, const int32_t *processors);
 
 /// Ends the workers and frees the context. No call may be running.
@@ -78,20 +80,21 @@ void apus_parallel(apus_context *context, int chunks, apus_task task, void *argu
 
 // MARK: Conversions and random numbers
 
-/// Converts `count` numbers between float32, float16 and bfloat16, rounding to nearest even. The areas do not overlap.
+/// Converts `count` numbers between float32, float16 and bfloat16, rounding to nearest even. The areas do not
+/// overlap.
 void apus_convert(
     apus_context *context, const void *from, apus_dtype from_dtype, void *to, apus_dtype to_dtype, size_t count);
 
 /// The standard finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 uint64_t apus_splitmix64(uint64_t z);
 
-/// A number in [0, 1), a multiple of 2^-24, that is a function of the seed and the position alone: the first word of
-/// Philox4x32-10 (Salmon et al.: Parallel random numbers: as easy as 1, 2, 3, 2011) with the position as counter and the
-/// seed as key, shifted right by 8.
+/// A number in [0, 1), a multiple of 2^-24, that is a function of the seed and the position alone: the first word
+/// of Philox4x32-10 (Salmon et al.: Parallel random numbers: as easy as 1, 2, 3, 2011) with the position as counter
+/// and the seed as key, shifted right by 8.
 float apus_uniform(uint64_t seed, uint64_t position);
 
-/// Dummy weights: number i is offset + scale * (2 u - 1) in float32, rounded to nearest even to float16 or bfloat16, where
-/// u = (splitmix64(key + i * 0x9E3779B97F4A7C15) >> 40) / 2^24.
+/// Dummy weights: number i is offset + scale * (2 u - 1) in float32, rounded to nearest even to float16 or
+/// bfloat16, where u = (splitmix64(key + i * 0x9E3779B97F4A7C15) >> 40) / 2^24.
 void apus_fill_uniform(
     apus_context *context, void *to, apus_dtype dtype, size_t count, uint64_t key, float scale, float offset);
 
@@ -120,11 +123,12 @@ void apus_linear_pack(apus_context *context, apus_linear *weight, const apus_wei
 /// Bytes of packed weights, scales included.
 size_t apus_linear_bytes(const apus_linear *weight);
 
-/// out[r, n] = sum over k of x[r, k] * weight[n, k], plus bias[n] where `bias` is not NULL. `out` may not overlap `x`.
+/// out[r, n] = sum over k of x[r, k] * weight[n, k], plus bias[n] where `bias` is not NULL. `out` may not overlap
+/// `x`.
 ///
 /// float32 and float16 weights: products and sums in float32, k in rising order. bfloat16 weights: x is rounded to
-/// bfloat16 (nearest even), products are exact and sums are float32, k in rising order (in pairs). int8 weights: each row
-/// of x is scaled by 127 / its largest magnitude and rounded to nearest even, sums are exact integers.
+/// bfloat16 (nearest even), products are exact and sums are float32, k in rising order (in pairs). int8 weights:
+/// each row of x is scaled by 127 / its largest magnitude and rounded to nearest even, sums are exact integers.
 void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride);
@@ -155,11 +159,11 @@ size_t apus_kv_page_bytes(const apus_kv *kv);
 /// The first byte of page 0.
 void *apus_kv_data(const apus_kv *kv);
 
-/// Writes `rows` rows of k and v ([rows, kv_heads * head_dimension]) to slots = page * APUS_KV_PAGE_SIZE + position in the
-/// page, rounding to nearest even. Rows with a negative slot are skipped.
+/// Writes `rows` rows of k and v ([rows, kv_heads * head_dimension]) to slots = page * APUS_KV_PAGE_SIZE + position
+/// in the page, rounding to nearest even. Rows with a negative slot are skipped.
 void apus_kv_write(
-    apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int64_t rows,
-    const int32_t *slots);
+    apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
+    int64_t rows, const int32_t *slots);
 
 /// Reads one token's K and V of all heads back ([kv_heads * head_dimension] each), for tests and transfers.
 void apus_kv_read(const apus_kv *kv, int32_t slot, float *k, float *v);
@@ -186,12 +190,13 @@ typedef struct {
   float soft_cap;
 } apus_attention_arguments;
 
-/// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position start[s] + i.
-/// q and out are [rows, query_heads * head_dimension]; query head h uses K/V head h / (query_heads / kv_heads).
+/// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position
+/// start[s] + i. q and out are [rows, query_heads * head_dimension]; query head h uses K/V head h / (query_heads /
+/// kv_heads).
 ///
-/// With 16-bit K/V, q and the exponentials are rounded to that precision for bfloat16 and kept in float32 for float16;
-/// sums are float32. Positions are divided into pieces of APUS_KV_SPLIT; each piece has a maximum and sums of its own
-/// and pieces are joined in rising order.
+/// With 16-bit K/V, q and the exponentials are rounded to that precision for bfloat16 and kept in float32 for
+/// float16; sums are float32. Positions are divided into pieces of APUS_KV_SPLIT; each piece has a maximum and sums
+/// of its own and pieces are joined in rising order.
 void apus_attention(
     apus_context *context, const apus_kv *kv, const float *q, int64_t q_stride, float *out, int64_t out_stride,
     const apus_attention_arguments *arguments);
@@ -200,8 +205,8 @@ void apus_attention(
 
 /// out[i] = table[tokens[i]]; `table` is [*, columns] of any float type.
 void apus_embed(
-    apus_context *context, const void *table, apus_dtype dtype, int64_t table_stride, const int32_t *tokens, int64_t count,
-    int64_t columns, float *out, int64_t out_stride);
+    apus_context *context, const void *table, apus_dtype dtype, int64_t table_stride, const int32_t *tokens,
+    int64_t count, int64_t columns, float *out, int64_t out_stride);
 
 /// out[r] = x[r] / sqrt(mean(x[r]^2) + epsilon) * weight. `x` may be `out`.
 void apus_rms_norm(
@@ -219,13 +224,14 @@ void apus_head_rms_norm(
     apus_context *context, float *x, int64_t x_stride, int64_t rows, int heads, int head_dimension, const void *weight,
     apus_dtype weight_dtype, float epsilon);
 
-/// Rotates the first 2 * half numbers of each head, in place, in the half-split form: (a, b) = (x[i], x[i + half]) becomes
-/// (a cos - b sin, b cos + a sin). Row r uses table[positions[r]]: half cosines, then half sines.
+/// Rotates the first 2 * half numbers of each head, in place, in the half-split form: (a, b) = (x[i], x[i + half])
+/// becomes (a cos - b sin, b cos + a sin). Row r uses table[positions[r]]: half cosines, then half sines.
 void apus_rope(
     apus_context *context, float *x, int64_t x_stride, int64_t rows, int heads, int head_dimension,
     const int32_t *positions, const float *table, int64_t table_stride, int half);
 
-/// out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i], silu(x) = x / (1 + exp(-x)). `out` may be the gate's half.
+/// out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i], silu(x) = x / (1 + exp(-x)). `out` may be the gate's
+/// half.
 void apus_silu_mul(
     apus_context *context, const float *gate_up, int64_t gate_up_stride, int64_t rows, int64_t columns, float *out,
     int64_t out_stride);
@@ -253,18 +259,20 @@ typedef struct {
   float uniform;
 } apus_sampling_row;
 
-/// Changes a row's logits for tokens that were seen, each token once: divided by `repetition` where positive, multiplied
-/// where not; then less frequency * counts[i], and less `presence` where counts[i] > 0. Tokens out of range are skipped.
+/// Changes a row's logits for tokens that were seen, each token once: divided by `repetition` where positive,
+/// multiplied where not; then less frequency * counts[i], and less `presence` where counts[i] > 0. Tokens out of
+/// range are skipped.
 void apus_apply_penalties(
     float *logits, int64_t columns, const int32_t *tokens, const int32_t *counts, int64_t count, float repetition,
     float frequency, float presence);
 
-/// Draws a token for each row: -1 where the row holds a NaN, a positive infinity, or nothing but negative infinities.
+/// Draws a token for each row: -1 where the row holds a NaN, a positive infinity, or nothing but negative
+/// infinities.
 ///
-/// Probabilities are softmax(logits / temperature). Top-k keeps the k largest, ties to the smaller token. Top-p keeps, of
-/// what remains renormalised, the largest until their sum reaches top_p, ties to the smaller token. Min-p keeps those of
-/// at least min_p times the largest. The draw walks the kept tokens in the order of their ids until `uniform` of
-/// their sum is passed. Rows are overwritten.
+/// Probabilities are softmax(logits / temperature). Top-k keeps the k largest, ties to the smaller token. Top-p
+/// keeps, of what remains renormalised, the largest until their sum reaches top_p, ties to the smaller token. Min-p
+/// keeps those of at least min_p times the largest. The draw walks the kept tokens in the order of their ids until
+/// `uniform` of their sum is passed. Rows are overwritten.
 void apus_sample(
     apus_context *context, float *logits, int64_t stride, int64_t rows, int64_t columns,
     const apus_sampling_row *parameters, int32_t *tokens);
@@ -272,8 +280,8 @@ void apus_sample(
 /// log(sum(exp(row))).
 float apus_log_sum_exp(apus_context *context, const float *logits, int64_t columns);
 
-/// The `k` largest entries, largest first, ties to the smaller token. NaN counts as negative infinity. Where k exceeds
-/// the columns the rest is (-1, negative infinity).
+/// The `k` largest entries, largest first, ties to the smaller token. NaN counts as negative infinity. Where k
+/// exceeds the columns the rest is (-1, negative infinity).
 void apus_top_k(
     apus_context *context, const float *logits, int64_t columns, int k, int32_t *tokens, float *values);
 

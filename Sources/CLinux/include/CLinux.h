@@ -37,8 +37,8 @@ void apus_doorbell_free(apus_doorbell *bell);
 /// Rings. A system call is made only when someone sleeps.
 void apus_doorbell_ring(apus_doorbell *bell);
 
-/// Waits until the bell was rung since the last wait that returned 1, at most `timeout_ns` nanoseconds (negative: without
-/// limit; 0: only look). Returns 1 when it was rung, 0 when the time ran out.
+/// Waits until the bell was rung since the last wait that returned 1, at most `timeout_ns` nanoseconds (negative:
+/// without limit; 0: only look). Returns 1 when it was rung, 0 when the time ran out.
 int apus_doorbell_wait(apus_doorbell *bell, int64_t timeout_ns);
 
 // MARK: Threads and processors
@@ -56,12 +56,12 @@ int apus_thread_set_affinity(const int32_t *processors, int count);
 /// Returns how many there are.
 int apus_processors(int32_t *processors, int capacity);
 
-/// Writes one processor for each physical core on which this thread may run (the first of its hardware threads that is
-/// allowed), in rising order, at most `capacity` of them. Returns how many there are.
+/// Writes one processor for each physical core on which this thread may run (the first of its hardware threads that
+/// is allowed), in rising order, at most `capacity` of them. Returns how many there are.
 int apus_physical_cores(int32_t *processors, int capacity);
 
-/// How many threads can compute at once without sharing a core: physical cores within the affinity mask, lowered to the
-/// cgroup's processor quota (rounded down, at least 1) where there is one.
+/// How many threads can compute at once without sharing a core: physical cores within the affinity mask, lowered to
+/// the cgroup's processor quota (rounded down, at least 1) where there is one.
 int apus_usable_core_count(void);
 
 // MARK: Memory
@@ -69,8 +69,8 @@ int apus_usable_core_count(void);
 /// Bytes of memory that this process may use at most: the machine's, or the smallest limit of its cgroups.
 uint64_t apus_memory_total(void);
 
-/// Bytes that can still be allocated without swapping: the kernel's estimate, or what remains below the cgroups' limits
-/// (page cache that can be dropped counts as free).
+/// Bytes that can still be allocated without swapping: the kernel's estimate, or what remains below the cgroups'
+/// limits (page cache that can be dropped counts as free).
 uint64_t apus_memory_available(void);
 
 /// Bytes of this process that are in memory now.
@@ -79,8 +79,9 @@ uint64_t apus_memory_resident(void);
 /// The largest value that `apus_memory_resident` had since the process began.
 uint64_t apus_memory_resident_peak(void);
 
-/// Zeroed memory straight from the kernel, aligned to 2 MiB when it is that large, with huge pages asked for. Returns NULL
-/// when there is none. `byte_count` must be above 0. Free it with `apus_memory_unmap` and the same size.
+/// Zeroed memory straight from the kernel, aligned to 2 MiB when it is that large, with huge pages asked for.
+/// Returns NULL when there is none. `byte_count` must be above 0. Free it with `apus_memory_unmap` and the same
+/// size.
 void *apus_memory_map(size_t byte_count);
 
 /// Gives memory of `apus_memory_map` back.
