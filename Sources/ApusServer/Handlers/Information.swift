@@ -62,17 +62,16 @@ extension ServerState {
     parameters.maxNewTokens = 1
     parameters.ignoreEOS = true
     let token = service.model.bosTokenID ?? service.model.eosTokenIDs.first ?? 0
+    let request = ApusCore.Request(
+      id: RequestID("health-" + RequestID.unique().rawValue), prompt: .tokens([token]), sampling: parameters,
+      // Larger is more urgent: the probe must not wait for a long queue to be served.
+      priority: Int(Int32.max))
+    let submitted = Result { () throws(EngineError) in try submit([request], context) }
     let probe: GenerationGroup?
-    do {
-      probe = try submit(
-        [
-          ApusCore.Request(
-            id: RequestID("health-" + RequestID.unique().rawValue), prompt: .tokens([token]), sampling: parameters,
-            // Larger is more urgent: the probe must not wait for a long queue to be served.
-            priority: Int(Int32.max))
-        ], context)
-    } catch  where error.code == .queueFull {
-      probe = nil
+    switch submitted {
+    case .success(let group): probe = group
+    case .failure(let error) where error.code == .queueFull: probe = nil
+    case .failure(let error): throw error
     }
     let limit = configuration.probeTimeout
     let service = service
