@@ -18,7 +18,6 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
-    .package(url: "https://github.com/apple/swift-collections", from: "1.2.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
     .package(url: "https://github.com/apple/swift-metrics", from: "2.5.0"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.80.0"),
@@ -35,17 +34,14 @@ let package = Package(
     // The engine, bottom up.
     .target(name: "ApusCore", swiftSettings: settings),
     .target(name: "ApusTokenization", dependencies: ["ApusCore"], swiftSettings: settings),
-    .target(
-      name: "ApusScheduling",
-      dependencies: ["ApusCore", .product(name: "DequeModule", package: "swift-collections")],
-      swiftSettings: settings),
+    .target(name: "ApusScheduling", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusTensors", dependencies: ["ApusCore", "CKernels", "CLinux"], swiftSettings: settings),
     .target(name: "ApusCommunication", dependencies: ["ApusCore", "ApusTensors"], swiftSettings: settings),
     .target(
       name: "ApusModels", dependencies: ["ApusCore", "ApusTensors", "ApusCommunication"],
       swiftSettings: settings),
     .target(
-      name: "ApusExecution", dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels"],
+      name: "ApusExecution", dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "CLinux"],
       swiftSettings: settings),
     .target(
       name: "ApusEngine",
@@ -97,7 +93,7 @@ let package = Package(
     .testTarget(
       name: "ApusExecutionTests",
       dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
-      swiftSettings: settings),
+      exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusEngineTests",
       dependencies: ["Apus", "ApusCore", "ApusEngine", "ApusScheduling", "ApusTesting", "ApusTokenization"],

@@ -25,18 +25,18 @@ public final class Engine: GenerationService {
 
   private let configuration: EngineConfiguration
   private let tokenizer: Tokenizer
-  private let template: ChatTemplateSet?
+  private let templates: ChatTemplateSet
   private let mailbox: Mailbox
   private let state: EngineState
   private let terminated = TerminationSignal()
 
   private init(
-    configuration: EngineConfiguration, loaded: LoadedModel, tokenizer: Tokenizer, template: ChatTemplateSet?,
+    configuration: EngineConfiguration, loaded: LoadedModel, tokenizer: Tokenizer, templates: ChatTemplateSet,
     scheduler: consuming Scheduler, created: Int
   ) {
     self.configuration = configuration
     self.tokenizer = tokenizer
-    self.template = template
+    self.templates = templates
     let description = loaded.description
     var eos = description.eosTokenIDs
     // The tokenizer's end-of-turn token ends a chat even where the model's configuration forgot it.
@@ -47,7 +47,7 @@ public final class Engine: GenerationService {
       parameterCount: description.parameterCount, contextLength: description.contextLength,
       vocabularySize: description.vocabularySize, dtype: description.dtype, kvDtype: description.kvDtype,
       eosTokenIDs: eos, bosTokenID: tokenizer.bosID ?? description.bosTokenID,
-      samplingDefaults: description.samplingDefaults, hasChatTemplate: template != nil, created: created)
+      samplingDefaults: description.samplingDefaults, hasChatTemplate: !templates.isEmpty, created: created)
     report = Engine.describe(description, configuration: configuration, name: model.name)
     // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
     // two steps.
@@ -98,8 +98,8 @@ public final class Engine: GenerationService {
   private static func load(
     _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)?
   ) throws(EngineError) -> Engine {
-    let tokenizer = try Tokenizer.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
-    let template = try loadTemplate(configuration)
+    let tokenizer = try loadTokenizer(configuration)
+    let templates = try loadTemplates(configuration)
     let backend = try CPUBackend(threads: configuration.threads)
     let loaded = try ModelLoader.load(
       modelOptions(configuration), backend: backend,
@@ -117,7 +117,7 @@ public final class Engine: GenerationService {
     var now = timespec()
     clock_gettime(CLOCK_REALTIME, &now)
     return Engine(
-      configuration: configuration, loaded: loaded, tokenizer: tokenizer, template: template, scheduler: scheduler,
+      configuration: configuration, loaded: loaded, tokenizer: tokenizer, templates: templates, scheduler: scheduler,
       created: now.tv_sec)
   }
 
@@ -143,10 +143,22 @@ public final class Engine: GenerationService {
     return options
   }
 
-  /// The chat template asked for, else the checkpoint's, else none.
-  private static func loadTemplate(_ configuration: EngineConfiguration) throws(EngineError) -> ChatTemplateSet? {
-    if let source = configuration.chatTemplate { return try ChatTemplateSet.load(pathOrName: source) }
-    return try ChatTemplateSet.load(directory: configuration.tokenizerPath ?? configuration.modelPath)
+  private static func loadTokenizer(_ configuration: EngineConfiguration) throws(EngineError) -> Tokenizer {
+    let path = configuration.tokenizerPath ?? configuration.modelPath
+    var information = stat()
+    guard stat(path, &information) == 0 else {
+      throw EngineError(.invalidCheckpoint, "There is no file or directory \(path). Name a checkpoint directory.")
+    }
+    return information.st_mode & S_IFMT == S_IFDIR
+      ? try Tokenizer.load(directory: path) : try Tokenizer.load(file: path)
+  }
+
+  /// The checkpoint's chat templates, replaced by the one asked for if there is one.
+  private static func loadTemplates(_ configuration: EngineConfiguration) throws(EngineError) -> ChatTemplateSet {
+    var templates = try ChatTemplateSet.load(directory: configuration.modelPath)
+    if let path = configuration.tokenizerPath, templates.isEmpty { templates = try .load(directory: path) }
+    if let name = configuration.chatTemplate { try templates.choose(name) }
+    return templates
   }
 
   /// Aborts what is in flight and returns when the engine's thread has ended. May be called more than once.
@@ -310,13 +322,7 @@ public final class Engine: GenerationService {
   public func tokenBytes(_ token: TokenID) -> [UInt8] { tokenizer.tokenBytes(token) }
 
   public func renderChat(_ prompt: ChatPrompt) throws(EngineError) -> String {
-    guard let template else {
-      throw EngineError(
-        .unsupported,
-        "The model has no chat template. Name one at start-up (--chat-template), or use the completions endpoint.",
-        parameter: "messages")
-    }
-    return try template.render(prompt)
+    try templates.render(prompt)
   }
 
   // MARK: Operating

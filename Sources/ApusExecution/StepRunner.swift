@@ -97,7 +97,8 @@ public final class StepRunner: @unchecked Sendable {
   }
 
   /// Rows of logits computed at once. More rows are computed block by block, which changes no bit of any.
-  static func logitRows(maxRunningRequests: Int) -> Int { min(maxRunningRequests, 64) }
+  /// At least 16, so that the log-probabilities of a long prompt do not read the output layer once per token.
+  static func logitRows(maxRunningRequests: Int) -> Int { min(max(maxRunningRequests, 16), 64) }
 
   /// Bytes of activations and logits for the limits given.
   static func activationBytes(

@@ -48,6 +48,26 @@ public struct Pattern: Sendable {
     try firstMatch(in: Array(text.utf8))
   }
 
+  /// What a search in a text that still grows found.
+  public struct GrowingSearch: Sendable, Equatable {
+    /// The first match in the text as it is.
+    public var match: Range<Int>?
+    /// The first start before the match from which more text could still make a match: the attempt there failed only
+    /// after it had looked for text beyond the end.
+    public var firstOpenStart: Int?
+  }
+
+  /// Searches a text to which more may be appended later.
+  ///
+  /// - Parameter stepLimit: steps after which the search throws.
+  public func search(in text: [UInt8], from start: Int, stepLimit: Int) throws(EngineError) -> GrowingSearch {
+    try text.withUnsafeBufferPointer { (buffer) throws(EngineError) in
+      var matcher = PatternMatcher(program, buffer, stepLimit: stepLimit)
+      let match = try matcher.firstMatch(from: start)
+      return GrowingSearch(match: match, firstOpenStart: matcher.firstOpenStart)
+    }
+  }
+
   /// All matches, left to right, not overlapping. An empty match right after another match is left out.
   func matches(in text: Bytes, _ body: (Int, Int) -> Void) throws(EngineError) {
     var matcher = PatternMatcher(program, text)
@@ -376,17 +396,22 @@ struct PatternMatcher {
   private let stepLimit: Int
   private var searchStart = 0
   private var keptStart = -1
+  /// Whether the attempt at the present start looked for text beyond the end.
+  private var reachedEnd = false
+  /// The first start of which the attempt failed for want of text.
+  private(set) var firstOpenStart: Int?
 
-  init(_ program: PatternProgram, _ text: Bytes) {
+  init(_ program: PatternProgram, _ text: Bytes, stepLimit: Int? = nil) {
     self.program = program
     self.text = text
     slots = [Int](repeating: -1, count: program.slotCount)
-    stepLimit = 10_000_000 + text.count * 64
+    self.stepLimit = stepLimit ?? 10_000_000 + text.count * 64
   }
 
   mutating func firstMatch(from start: Int) throws(EngineError) -> Range<Int>? {
     steps = 0
     searchStart = start
+    firstOpenStart = nil
     var position = start
     while position <= text.count {
       if let first = program.firstBytes {
@@ -396,10 +421,12 @@ struct PatternMatcher {
       stack.removeAll(keepingCapacity: true)
       for slot in slots.indices { slots[slot] = -1 }
       keptStart = -1
+      reachedEnd = false
       if let end = try run(0, position) {
         let start = keptStart >= 0 ? Swift.min(keptStart, end) : position
         return start..<end
       }
+      if reachedEnd, firstOpenStart == nil { firstOpenStart = position }
       if position >= text.count { break }
       position += sequenceLength(text[position])
     }
@@ -440,6 +467,7 @@ struct PatternMatcher {
           position += 1
           counter += 1
         } else {
+          if position >= count { reachedEnd = true }
           failed = true
         }
       case .literal:
@@ -450,6 +478,8 @@ struct PatternMatcher {
           position += literal.count
           counter += 1
         } else {
+          // Conservative: the bytes that are there may differ already.
+          if count - position < literal.count { reachedEnd = true }
           failed = true
         }
       case .set:
@@ -462,6 +492,7 @@ struct PatternMatcher {
             failed = true
           }
         } else {
+          reachedEnd = true
           failed = true
         }
       case .runGreedy, .runPossessive:
@@ -476,6 +507,7 @@ struct PatternMatcher {
           matched += 1
           if matched == instruction.b { floor = position }
         }
+        if position >= count, matched < maximum { reachedEnd = true }
         if matched < instruction.b {
           failed = true
         } else {
@@ -493,6 +525,7 @@ struct PatternMatcher {
           position += length
           matched += 1
         }
+        if position >= count { reachedEnd = true }
         if matched < instruction.b {
           failed = true
         } else {
@@ -512,6 +545,7 @@ struct PatternMatcher {
           try push(.resume, Int(instruction.a), position, 0)
           counter += 1
         } else {
+          if position >= count { reachedEnd = true }
           counter = Int(instruction.a)
         }
       case .jump: counter = Int(instruction.a)
@@ -563,6 +597,7 @@ struct PatternMatcher {
         if requiredEnd < 0 || position == requiredEnd { return position }
         failed = true
       case .assertion:
+        if position >= count { reachedEnd = true }
         if holds(Int(instruction.a), position, bytes) { counter += 1 } else { failed = true }
       case .backreference:
         let start = slots[Int(instruction.a)]
@@ -573,6 +608,7 @@ struct PatternMatcher {
           position = after
           counter += 1
         } else {
+          if count - position < end - start { reachedEnd = true }
           failed = true
         }
       case .keep:
@@ -595,7 +631,10 @@ struct PatternMatcher {
           break backtrack
         case .lazyRun:
           let set = program.sets[Int(program.instructions[Int(frame.instruction)].a)]
-          guard frame.a < count else { continue }
+          guard frame.a < count else {
+            reachedEnd = true
+            continue
+          }
           let (scalar, length) = decodeScalar(bytes, frame.a)
           guard set.contains(scalar) else { continue }
           position = frame.a + length

@@ -2,11 +2,13 @@ import ApusCore
 import ApusEngine
 import ApusScheduling
 import ApusTesting
+import Glibc
 import Testing
 
 @Suite struct SimulationTests {
-  /// Enough schedules to meet rare combinations, few enough for every run of the tests.
-  static let seedCount: UInt64 = 1000
+  /// Enough schedules to meet rare combinations, few enough for every run of the tests. For longer hunts, set
+  /// `APUS_SIMULATION_SEEDS`.
+  static let seedCount = getenv("APUS_SIMULATION_SEEDS").flatMap { UInt64(String(cString: $0)) } ?? 1000
 
   @Test(arguments: [true, false])
   func everyRequestEndsOnceWithTheRightText(overlapped: Bool) throws {

@@ -1,5 +1,6 @@
 public import ApusCore
 public import ApusTensors
+import Glibc
 
 /// What a weight is for, which decides how `DummyWeights` draws it.
 public enum WeightRole: Sendable { case matrix, bias, norm }
@@ -45,7 +46,14 @@ public final class SafetensorsCheckpoint: WeightStore {
           .invalidCheckpoint, "\(indexPath) says that tensor \(tensor) is in \(name), but that file does not hold it.")
       }
     } else {
-      let file = try SafetensorsFile(path: directory + "/model.safetensors")
+      let path = directory + "/model.safetensors"
+      guard access(path, F_OK) == 0 else {
+        throw EngineError(
+          .invalidCheckpoint,
+          "\(directory) holds neither model.safetensors nor model.safetensors.index.json; weights can be read from "
+            + "safetensors files only.")
+      }
+      let file = try SafetensorsFile(path: path)
       for tensor in file.entries.keys { locations[tensor] = 0 }
       files.append(file)
     }
