@@ -61,7 +61,7 @@ extension ServerState {
       router.add(middleware: CrossOriginMiddleware(origins: configuration.allowedOrigins))
     }
     // Inside the cross-origin layer, so that a page can read why its request failed.
-    router.add(middleware: ErrorMiddleware(methods: methods))
+    router.add(middleware: ErrorMiddleware(logger: logger, methods: methods))
     for route in routes {
       let group = router.group()
       group.add(middleware: AuthorizationMiddleware(access: route.access, configuration: configuration))

@@ -49,7 +49,7 @@ public final class Server: Sendable {
     self.metrics = metrics
     self.logger = logger
     self.onRunning = onRunning
-    state = ServerState(service: service, configuration: configuration, registry: metrics)
+    state = ServerState(service: service, configuration: configuration, logger: logger, registry: metrics)
   }
 
   /// The port the server listens on; `nil` before it listens.

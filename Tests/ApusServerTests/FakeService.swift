@@ -213,7 +213,8 @@ final class FakeService: GenerationService {
 private final class FakeSource: GenerationSource {
   private struct State {
     var usage = Usage()
-    var text = ""
+    /// Characters of the answer so far.
+    var length = 0
     var isEnded = false
     var abortReason: String?
     var isHolding: Bool
@@ -225,6 +226,8 @@ private final class FakeSource: GenerationSource {
   private let prompt: [TokenID]
   private let limit: Int
   private let behaviour: FakeService.Behaviour
+  /// The first place in the answer where a stop text occurs.
+  private let stop: (text: String, start: Int)?
   private let state: Mutex<State>
 
   init(
@@ -235,6 +238,10 @@ private final class FakeSource: GenerationSource {
     self.prompt = prompt
     self.limit = limit
     self.behaviour = behaviour
+    let answer = FakeService.answer
+    stop = request.sampling.stop.compactMap { text in
+      answer.firstRange(of: text).map { (text, answer.distance(from: answer.startIndex, to: $0.lowerBound)) }
+    }.min { $0.1 + $0.0.count < $1.1 + $1.0.count }
     state = Mutex(
       State(usage: Usage(promptTokens: prompt.count, cachedTokens: 3), isHolding: behaviour.holdAfter != nil))
   }
@@ -320,10 +327,14 @@ private final class FakeSource: GenerationSource {
       chunk.finishReason = .stop(.token(FakeService.eos))
     } else {
       chunk.text = String(repeating: FakeService.words[Int(token - FakeService.firstWord)], count: behaviour.repeats)
-      state.text += chunk.text
-      if let stop = request.sampling.stop.first(where: state.text.hasSuffix) {
-        chunk.text.removeLast(min(stop.count, chunk.text.count))
-        chunk.finishReason = .stop(.text(stop))
+      let start = state.length
+      state.length += chunk.text.count
+      if let stop, state.length > stop.start {
+        // What belongs to the stop text is held back, even where it began in an earlier token.
+        chunk.text = String(chunk.text.prefix(max(0, stop.start - start)))
+      }
+      if let stop, state.length >= stop.start + stop.text.count {
+        chunk.finishReason = .stop(.text(stop.text))
       } else if index + 1 == limit {
         chunk.finishReason = .length
       }

@@ -470,6 +470,25 @@ import Testing
   }
 }
 
+@Suite struct AccessLogTests {
+  @Test func logsRequestsButNotProbes() async throws {
+    let log = RecordingLog()
+    let failing = FakeService(.init(failure: (1, EngineError(.internalFailure, "The model fell over."))))
+    try await withRoutes(failing, testConfiguration { $0.accessLog = true }, logger: log.logger()) { client in
+      _ = try await client.get("/health")
+      _ = try await client.get("/v1/models?x=secret")
+      _ = try await client.post("/v1/completions", ["prompt": "a", "max_tokens": 1, "stream": true])
+      _ = try await client.post("/v1/completions", ["prompt": "a"])
+      _ = try await client.get("/nowhere")
+    }
+    #expect(
+      log.lines == [
+        "info GET /v1/models 200", "info POST /v1/completions 200", "error The model fell over.",
+        "info POST /v1/completions 500", "info GET /nowhere 404",
+      ])
+  }
+}
+
 @Suite struct MetricsTests {
   @Test func countsRequestsTokensAndLatencies() async throws {
     let service = FakeService()

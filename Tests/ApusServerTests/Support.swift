@@ -71,9 +71,9 @@ struct Answer: Sendable {
 /// Calls the routes of a server over a service, without a socket.
 func withRoutes<Value: Sendable>(
   _ service: FakeService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),
-  _ body: @Sendable (RouteClient) async throws -> Value
+  logger: Logger = quietLogger, _ body: @Sendable (RouteClient) async throws -> Value
 ) async throws -> Value {
-  let server = try Server(service: service, configuration: configuration, logger: quietLogger)
+  let server = try Server(service: service, configuration: configuration, logger: logger)
   return try await server.makeApplication().test(.router) { try await body(RouteClient(client: $0)) }
 }
 
@@ -231,5 +231,31 @@ struct SeededGenerator: RandomNumberGenerator {
     mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
     mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
     return mixed ^ (mixed >> 31)
+  }
+}
+
+/// A log that keeps its lines.
+final class RecordingLog: Sendable {
+  private let recorded = Mutex<[String]>([])
+
+  /// The lines so far: the level and the message.
+  var lines: [String] { recorded.withLock { $0 } }
+
+  /// A logger that writes here.
+  func logger() -> Logger { Logger(label: "test") { _ in Handler(log: self) } }
+
+  private struct Handler: LogHandler {
+    let log: RecordingLog
+    var metadata: Logger.Metadata = [:]
+    var logLevel = Logger.Level.info
+
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+      get { metadata[key] }
+      set { metadata[key] = newValue }
+    }
+
+    func log(event: LogEvent) {
+      log.recorded.withLock { $0.append("\(event.level) \(event.message)") }
+    }
   }
 }

@@ -29,6 +29,8 @@ struct BenchSender: Sendable {
   var client: ServerClient
   var model: String
   var units: PromptUnits?
+  /// Tokens that the server adds to a prompt of words; as many words fewer are sent.
+  var addedTokens: Int
   var temperature: Float
   var ignoresEOS: Bool
   /// Further members of each request's body.
@@ -42,7 +44,8 @@ struct BenchSender: Sendable {
     case .units(let numbers):
       switch units {
       case .tokens(let ids): prompt = .array(numbers.map { .int(Int64(ids[$0])) })
-      case .words, nil: prompt = .string(units?.text(numbers) ?? "")
+      case .words, nil:
+        prompt = .string(units?.text(Array(numbers.dropLast(min(addedTokens, numbers.count - 1)))) ?? "")
       }
     case .text(let text): prompt = .string(text)
     case .messages(let messages): prompt = messages
@@ -163,15 +166,18 @@ struct UnitDiscovery {
       "The server does not say how large its vocabulary is; pass --vocab-size, or --text for prompts of words.")
   }
 
-  /// Words that the server's tokenizer counts as one token each; common words as they are where it cannot be asked.
-  func words() async -> (units: PromptUnits, isExact: Bool) {
+  /// Words that the server's tokenizer counts as one token each, and how many tokens it adds to a text; common words as
+  /// they are where it cannot be asked.
+  func words() async -> (units: PromptUnits, added: Int, isExact: Bool) {
     let all = PromptUnits.commonWords
-    guard let repeated = await tokenize("the the the the the the the the the") else { return (.words(all), false) }
+    guard let repeated = await tokenize("the the the the the the the the the") else {
+      return (.words(all), 0, false)
+    }
     let single = await tokenize("the") ?? repeated
     // What a text costs beyond its words, such as a beginning-of-sequence token.
     let base = single.count - 1
     if let whole = await tokenize(all.joined(separator: " ")), whole.count == all.count + base {
-      return (.words(all), true)
+      return (.words(all), base, true)
     }
     var words: [String] = []
     // A word is one token if nine of it are eight tokens more than one of it.
@@ -181,7 +187,7 @@ struct UnitDiscovery {
       else { break }
       if nine.count - one.count == 8 { words.append(word) }
     }
-    return words.count >= 16 ? (.words(words), true) : (.words(all), false)
+    return words.count >= 16 ? (.words(words), max(0, base), true) : (.words(all), 0, false)
   }
 
   private func tokenize(_ text: String) async -> [TokenID]? {

@@ -163,10 +163,12 @@ package struct BenchReport: Sendable {
       let values = [summary.mean, summary.median, summary.p90, summary.p95, summary.p99, summary.maximum]
       text += name.padded(16) + values.map { fixed($0 * 1000, 2).aligned(11) }.joined() + "\n"
     }
-    for (kind, error) in errors.sorted(by: { $0.key < $1.key }) {
-      text += "\n\(error.count) x \(kind): \(error.example)"
-    }
-    return errors.isEmpty ? text : text + "\n"
+    return errors.isEmpty ? text : text + "\n" + failures
+  }
+
+  /// A line for each kind of failure, with an example.
+  package var failures: String {
+    errors.sorted { $0.key < $1.key }.map { "\($0.value.count) x \($0.key): \($0.value.example)\n" }.joined()
   }
 
   /// The report as JSON, with the field names of SGLang's serving benchmark where the meaning is the same.

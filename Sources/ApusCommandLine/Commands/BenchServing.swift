@@ -121,11 +121,14 @@ struct BenchServing: AsyncParsableCommand {
     let name = model ?? models.flatMap { $0 } ?? "default"
     if models == nil { _ = try await client.get("/health") }
     var units: PromptUnits?
+    var added = 0
     if dataset.isSynthetic {
       let discovery = UnitDiscovery(client: client, model: name)
       if text || !backend.takesTokens {
-        let (words, isExact) = await discovery.words()
+        let (words, overhead, isExact) = await discovery.words()
         units = words
+        // A chat's template adds tokens that nobody can know; the message itself has the length asked for.
+        added = backend == .openaiChat ? 0 : overhead
         if !isExact && !quiet {
           Terminal.error.line(
             "The server cannot count tokens of words (POST /tokenize); prompt lengths are approximate.")
@@ -137,7 +140,7 @@ struct BenchServing: AsyncParsableCommand {
     let requests = try dataset.requests(unitCount: units?.count ?? 1)
     try checkProtocol(requests)
     let sender = BenchSender(
-      backend: backend, client: client, model: name, units: units, temperature: temperature,
+      backend: backend, client: client, model: name, units: units, addedTokens: added, temperature: temperature,
       ignoresEOS: !disableIgnoreEos, extra: try extraMembers())
     try await warmUp(sender, requests)
     if flushCache { _ = try await client.post("/flush_cache", .object(JSONObject())) }
@@ -156,7 +159,7 @@ struct BenchServing: AsyncParsableCommand {
     bar.finish()
     let report = BenchReport(records, goodput: try Goodput(goodput))
     if !quiet {
-      Terminal.output.write(report.table)
+      Terminal.output.write(report.completed > 0 ? report.table : report.failures)
       let share = (cpuSeconds() - cpuBefore) / report.duration
       Terminal.output.line(
         "\nThis client used \(fixed(share * 100, 0))% of a core and \(byteSize(peakResidentBytes())) at its peak.")

@@ -22,7 +22,9 @@ struct Chat: AsyncParsableCommand {
   @OptionGroup(title: "Model and engine") var engine: EngineOptions
   @OptionGroup(title: "Sampling") var sampling: SamplingOptions
 
-  @Option(help: ArgumentHelp("Talks with this server instead of loading a model.", valueName: "url"))
+  @Option(
+    help: ArgumentHelp(
+      "Talks with this server instead of loading a model; MODEL is then the name to ask for.", valueName: "url"))
   var url: String?
   @Option(help: ArgumentHelp("The key that the server asks for. Default: $OPENAI_API_KEY.", valueName: "key"))
   var apiKey: String?

@@ -129,7 +129,8 @@ struct EngineOptions: ParsableArguments {
         "--max-total-tokens \(maxTotalTokens) cannot hold one sequence of --context-length \(contextLength).")
     }
     if disableRadixCache && [.depthFirstWeight, .longestPrefixMatch].contains(schedulePolicy) {
-      throw ValidationError("--schedule-policy \(schedulePolicy.rawValue) orders by cached prefixes; it needs the radix cache.")
+      throw ValidationError(
+        "--schedule-policy \(schedulePolicy.rawValue) orders by cached prefixes; it needs the radix cache.")
     }
     if tokenizerPath?.isEmpty == true { throw ValidationError("--tokenizer-path is empty.") }
   }

@@ -1,4 +1,5 @@
 package import ApusCore
+import ApusModels
 import Glibc
 
 /// One thing that was looked at.
@@ -246,11 +247,6 @@ package struct CheckpointReport {
     self.availableMemory = availableMemory
   }
 
-  /// Architectures that this version computes.
-  package static let architectures = [
-    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-  ]
-
   /// Everything found.
   package func findings() -> [Finding] {
     guard fileExists(path) else {
@@ -259,28 +255,21 @@ package struct CheckpointReport {
           .problem, "model", "there is no '\(path)'", remedy: "name a directory with config.json and *.safetensors")
       ]
     }
-    guard let configuration = document("config.json") else {
-      return [
-        Finding(
-          .problem, "model", "'\(path)/config.json' is missing or is not JSON",
-          remedy: "download the whole repository, as in: git clone https://huggingface.co/OWNER/NAME")
-      ]
-    }
     var findings: [Finding] = []
-    let architecture = configuration["architectures"]?[0]?.stringValue ?? "unknown"
-    if Self.architectures.contains(architecture) {
-      findings.append(Finding(.good, "architecture", architecture))
-    } else {
+    do throws(EngineError) {
+      let configuration = try ModelConfiguration(directory: path)
+      let millions = Double(configuration.parameterCount) / 1e6
+      let size = millions >= 1000 ? "\(fixed(millions / 1000, 1)) billion" : "\(fixed(millions, 1)) million"
       findings.append(
         Finding(
-          .problem, "architecture", "\(architecture) is not among \(Self.architectures.joined(separator: ", "))",
-          remedy: "choose a model of one of these architectures"))
-    }
-    if let method = configuration["quantization_config"]?["quant_method"]?.stringValue {
-      findings.append(
-        Finding(
-          .problem, "weights", "quantised with \(method), which this version does not read",
-          remedy: "take the unquantised checkpoint and pass --quantization int8"))
+          .good, "architecture",
+          "\(configuration.architecture), \(size) parameters, context \(grouped(configuration.maximumContextLength))"))
+    } catch {
+      let remedy =
+        error.code == .unsupported
+        ? "choose an unquantised checkpoint of an architecture that is implemented (--quantization int8 shrinks it)"
+        : "download the whole repository again, as in: git clone https://huggingface.co/OWNER/NAME"
+      findings.append(Finding(.problem, "architecture", error.message, remedy: remedy))
     }
     findings += weights()
     if let problem = tokenizer() { findings.append(problem) }

@@ -25,14 +25,13 @@ struct RequestMiddleware: RouterMiddleware {
     response.headers[.requestID] = context.requestID
     let status = response.status.code
     let (state, requestID, path) = (state, context.requestID, request.uri.path)
-    let logger = context.logger
     let end: @Sendable () -> Void = {
       let elapsed = seconds(ContinuousClock.now - start)
       state.metrics.httpEnded(endpoint: endpoint, method: method, status: status, seconds: elapsed)
       if state.configuration.accessLog {
         // Probes arrive every second from every load balancer; they would bury the requests.
         let isProbe = endpoint == "/health" || endpoint == "/ready" || endpoint == "/metrics"
-        logger.log(
+        state.logger.log(
           level: isProbe ? .debug : .info, "\(method) \(path) \(status)",
           metadata: ["ms": "\((elapsed * 1e5).rounded() / 100)", "request": "\(requestID)"])
       }
@@ -63,6 +62,7 @@ struct RequestMiddleware: RouterMiddleware {
 
 /// Turns errors into responses.
 struct ErrorMiddleware: RouterMiddleware {
+  let logger: Logger
   /// The methods of each path, to tell a wrong method from a wrong path.
   let methods: [String: [HTTPRequest.Method]]
 
@@ -80,7 +80,7 @@ struct ErrorMiddleware: RouterMiddleware {
     switch error {
     case let error as EngineError:
       if error.status.code >= 500, error.code != .shuttingDown {
-        context.logger.error("\(error.message)", metadata: ["request": "\(context.requestID)"])
+        logger.error("\(error.message)", metadata: ["request": "\(context.requestID)"])
       }
       return error.response
     case let error as RouteError: return error.response
@@ -90,7 +90,7 @@ struct ErrorMiddleware: RouterMiddleware {
     case is CancellationError: return EngineError(.aborted, "The request was cancelled.").response
     default:
       // What the message says of the server's inside is for its log, not for its clients.
-      context.logger.error("Unexpected error: \(error)", metadata: ["request": "\(context.requestID)"])
+      logger.error("Unexpected error: \(error)", metadata: ["request": "\(context.requestID)"])
       return EngineError(.internalFailure, "The server failed to answer the request.").response
     }
   }

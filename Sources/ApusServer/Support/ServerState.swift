@@ -23,6 +23,7 @@ struct ServerContext: RequestContext {
 final class ServerState: Sendable {
   let service: any GenerationService
   let configuration: ServerConfiguration
+  let logger: Logger
   let metrics: ServerMetrics
   let active = ActiveGenerations()
   let monitors = ConnectionMonitors()
@@ -31,8 +32,11 @@ final class ServerState: Sendable {
   let systemFingerprint: String
   private let draining = Atomic<Bool>(false)
 
-  init(service: any GenerationService, configuration: ServerConfiguration, registry: PrometheusRegistry) {
+  init(
+    service: any GenerationService, configuration: ServerConfiguration, logger: Logger, registry: PrometheusRegistry
+  ) {
     self.service = service
+    self.logger = logger
     self.configuration = configuration
     let model = service.model
     metrics = ServerMetrics(modelName: model.name, registry: registry)
