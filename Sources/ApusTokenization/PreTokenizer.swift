@@ -200,7 +200,8 @@ extension PreTokenizer {
     }
   }
 
-  /// Cuts every piece into parts where `kind` changes; parts of kind zero are dropped, and kind -1 joins what is before.
+  /// Cuts every piece into parts where `kind` changes. Parts of kind zero are dropped. Kind -1 joins what is before it, and
+  /// is lost where nothing is: the reference splitter by script drops leading characters without a script.
   private static func cutByKind(_ list: inout PieceList, _ scratch: inout Scratch, _ kind: (UInt32) -> Int) {
     list.text.withUnsafeBufferPointer { text in
       let base = text.baseAddress!
@@ -209,7 +210,7 @@ extension PreTokenizer {
         var start = index
         var current = -1
         func close(_ end: Int) {
-          if start < end, current != 0 {
+          if start < end, current > 0 {
             scratch.pieces.append(
               PieceList.Piece(
                 start: Int32(truncatingIfNeeded: start), end: Int32(truncatingIfNeeded: end),
@@ -221,7 +222,7 @@ extension PreTokenizer {
           let (scalar, length) = decodeScalar(base, index)
           let next = kind(scalar)
           if next != -1, next != current {
-            if current != -1 { close(index) }
+            close(index)
             current = next
           }
           index += length
