@@ -162,8 +162,12 @@ func stringMethod(
     if start > text.count { return .bool(false) }
     let part =
       bound.count == 1
-      ? text : Text(slice: text.bytes[text.byteOffset(ofCodePoint: start)..<max(
-        text.byteOffset(ofCodePoint: start), text.byteOffset(ofCodePoint: end))])
+      ? text
+      : Text(
+        slice: text.bytes[
+          text.byteOffset(
+            ofCodePoint: start)..<max(
+              text.byteOffset(ofCodePoint: start), text.byteOffset(ofCodePoint: end))])
     func matches(_ value: Value) throws -> Bool {
       guard case .string(let affix) = value else {
         throw TemplateFault.type(
@@ -279,7 +283,8 @@ func stringMethod(
   case .isalnum: return try all { isPythonAlpha($0) || isPythonNumeric($0) }
   case .isspace: return try all(isPythonSpace)
   case .isascii: return try noArguments(arguments, method.rawValue, .bool(text.isASCII))
-  case .isprintable: return try noArguments(arguments, method.rawValue, .bool(text.scalars.allSatisfy(isPythonPrintable)))
+  case .isprintable:
+    return try noArguments(arguments, method.rawValue, .bool(text.scalars.allSatisfy(isPythonPrintable)))
   case .islower: return try noArguments(arguments, method.rawValue, .bool(text.isLower))
   case .isupper: return try noArguments(arguments, method.rawValue, .bool(text.isUpper))
   case .istitle: return try noArguments(arguments, method.rawValue, .bool(text.isTitle))
