@@ -178,6 +178,10 @@ struct TemplateConversationTests {
     #expect(try command.render(#"{"messages": [{"role": "user", "content": "hé\n"}]}"#) == "<s>hé\nFalse2026")
     #expect(command.answer(#"{"messages": [{"content": [1]}], "tools": null}"#) == #"{"rendered":"<s>[1]True2026"}"#)
     #expect(command.answer(#"{"messages": [{}], "x": 1}"#) == #"{"error":"no 1"}"#)
+    // Keys that look the same but are written otherwise are two keys.
+    let keys = try RenderCommand(ChatTemplateSet(try ChatTemplate(source: "{{ x | tojson }}")))
+      .render(#"{"x": {"\u00e9": 1, "e\u0301": 2}}"#)
+    #expect(Array(keys.utf8) == Array("{\"\u{E9}\": 1, \"e\u{301}\": 2}".utf8))
     #expect(command.answer("{").hasPrefix(#"{"error":"The conversation is not valid JSON"#))
     #expect(try RenderCommand(template: "chatml").render(#"{"messages": []}"#) == "")
     #expect(throws: EngineError.self) { try RenderCommand(template: "/no/such/file.jinja") }

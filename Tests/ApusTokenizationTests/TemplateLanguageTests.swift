@@ -40,6 +40,7 @@ struct TemplateLanguageTests {
         "{{ 'a,b,,c'.split(',', 1) }} {{ ' a  b '.split() }} {{ 'x=y=z'.rsplit('=', 1) }}",
         "['a', 'b,,c'] ['a', 'b'] ['x=y', 'z']"
       ),
+      ("{{ ' a  b '.split(none, 1) }}{{ ' a b '.rsplit(none, 1) }}", "['a', 'b '][' a', 'b']"),
       ("{{ '%05.1f|%-4s|%x' % (3.14159, 'a', 255) }} {{ '{0:>5}{n!r}'.format('a', n='b') }}", "003.1|a   |ff     a'b'"),
       ("{{ {'items': 5}['items'] }} {{ {'a': 5}.a }} {{ {'a': 5}.get('b', 7) }}", "5 5 7"),
       ("{{ 5 is divisibleby 5 }} {{ 'a' is in ['a'] }} {{ 3 is not odd }} {{ none is none }}", "True True False True"),

@@ -159,7 +159,8 @@ func stringMethod(
   case .startswith, .endswith:
     let bound = try positionals(arguments, method.rawValue, 1...3)
     let (start, end) = try bounds(bound, count: text.count)
-    if start > text.count { return .bool(false) }
+    // Past the end nothing matches, but the types of the arguments are checked all the same.
+    let isPastEnd = start > text.count
     let part =
       bound.count == 1
       ? text
@@ -175,7 +176,7 @@ func stringMethod(
             ? "tuple for \(method.rawValue) must only contain str, not \(typeName(value))"
             : "\(method.rawValue) first arg must be str or a tuple of str, not \(typeName(value))")
       }
-      if start > end { return false }
+      if start > end || isPastEnd { return false }
       return method == .startswith ? part.hasPrefix(affix) : part.hasSuffix(affix)
     }
     if case .tuple(let box) = bound[0] {
