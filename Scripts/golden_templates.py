@@ -12,7 +12,9 @@ a line, and prints where it differs from jinja2. Needs jinja2 3.1.6.
 import argparse
 import collections
 import datetime
+import functools
 import json
+import pathlib
 import random
 import re
 import subprocess
@@ -89,9 +91,14 @@ def environment():
 ENVIRONMENT = environment()
 
 
+@functools.lru_cache(maxsize=256)
+def compile_template(template):
+    return ENVIRONMENT.from_string(template)
+
+
 def render(template, variables):
     try:
-        compiled = ENVIRONMENT.from_string(template)
+        compiled = compile_template(template)
     except jinja2.exceptions.TemplateSyntaxError as error:
         return {"error": f"Compile: {error.message}"}
     except (SyntaxError, AssertionError) as error:
@@ -396,6 +403,54 @@ def variables():
     }
 
 
+def conversation():
+    """Variables for a real template: mostly well-formed, with the oddities of real requests."""
+    schema = {"type": "object", "properties": {"city": {"type": "string", "description": random.choice(TEXTS)}, "n": value(2)},
+              "required": random.choice([[], ["city"], None])}
+    messages = []
+    if random.random() < 0.4:
+        messages.append({"role": random.choice(["system", "developer"]), "content": random.choice(TEXTS)})
+    for _ in range(random.randint(0, 5)):
+        content = random.choice([random.choice(TEXTS), random.choice(TEXTS), random.choice(TEXTS), None, "", [{"type": "text", "text": random.choice(TEXTS)}],
+                                 [{"type": "image"}, {"type": "text", "text": random.choice(TEXTS)}], "<think>\nhm\n</think>\n\nso", []])
+        messages.append({"role": "user", "content": content if random.random() < 0.4 else random.choice(TEXTS)})
+        if random.random() < 0.3:
+            call = {"id": "call12345", "type": "function", "function": {"name": "f", "arguments": random.choice([value(3), {"city": random.choice(TEXTS)}, {}, "{}"])}}
+            messages.append({"role": "assistant", "content": random.choice([None, "", "x"]), "tool_calls": random.choice([[call], [call, call], [], None])})
+            messages.append({"role": "tool", "tool_call_id": "call12345", "name": "f", "content": random.choice([random.choice(TEXTS), json.dumps(value(2)), value(2)])})
+        reply = {"role": "assistant", "content": content if random.random() < 0.3 else random.choice(TEXTS)}
+        if random.random() < 0.2:
+            reply[random.choice(["reasoning_content", "thinking"])] = random.choice(TEXTS)
+        messages.append(reply)
+    if random.random() < 0.8:
+        messages.append({"role": "user", "content": random.choice(TEXTS)})
+    result = {"messages": messages, "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": random.random() < 0.7}
+    if random.random() < 0.5:
+        tool = {"type": "function", "function": {"name": "f", "description": random.choice(TEXTS), "parameters": random.choice([schema, schema, {}, value(3)])}}
+        result["tools"] = random.choice([None, [], [tool], [tool, tool]])
+    if random.random() < 0.2:
+        result["enable_thinking"] = random.choice([True, False, None])
+    if random.random() < 0.1:
+        result["documents"] = random.choice([None, [], [{"title": "t", "text": random.choice(TEXTS)}]])
+    return result
+
+
+def sources(folder):
+    """The templates in a folder: .jinja files and the chat_template of .json files."""
+    found = {}
+    for path in sorted(pathlib.Path(folder).rglob("*")):
+        if path.suffix == ".jinja":
+            found[path.read_text(encoding="utf8")] = None
+        elif path.suffix == ".json" and path.stat().st_size < 1 << 20:
+            try:
+                template = json.loads(path.read_text(encoding="utf8")).get("chat_template")
+            except (ValueError, AttributeError):
+                continue
+            for text in [template] if isinstance(template, str) else [item["template"] for item in template or []]:
+                found[text] = None
+    return list(found)
+
+
 def case(index):
     variant = random.random()
     if variant < 0.5:
@@ -443,8 +498,9 @@ def encodable(case):
 def compare(arguments):
     random.seed(arguments.seed)
     cases = []
+    real = sources(arguments.templates) if arguments.templates else []
     while len(cases) < arguments.count:
-        c = case(len(cases))
+        c = {"template": random.choice(real), "vars": conversation()} if real else case(len(cases))
         r = render(c["template"], c["vars"])
         if encodable(c) and encodable(r) and not nondeterministic(r):
             cases.append((c, r))
@@ -469,7 +525,7 @@ def compare(arguments):
             counts["different"] += 1
             shown += 1
             if shown <= arguments.show:
-                print("TEMPLATE", repr(c["template"]))
+                print("TEMPLATE", repr(c["template"])[:1000])
                 print("  expected", repr(expected)[:400])
                 print("  actual  ", repr(actual)[:400])
                 if arguments.verbose:
@@ -506,6 +562,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("compare")
     one.add_argument("--program", required=True)
+    one.add_argument("--templates", help="a folder of real templates to render random conversations with")
     one.add_argument("--show", type=int, default=20)
     one.add_argument("--strict", action="store_true", help="compare messages of errors, not only their kinds")
     one.add_argument("--refused", action="store_true")

@@ -15,7 +15,18 @@ public enum JSONValue: Sendable, Equatable {
 public struct JSONObject: Sendable, Equatable, Sequence {
   /// Keys in the order in which they first appeared.
   public private(set) var keys: [String] = []
-  private var storage: [String: JSONValue] = [:]
+  private var storage: [Key: JSONValue] = [:]
+
+  /// A key by its exact code units. Strings themselves are equal when they look the same (an accented letter written as
+  /// one code point or as two), but JSON keeps such keys apart.
+  private struct Key: Hashable {
+    let text: String
+    static func == (left: Key, right: Key) -> Bool { left.text.utf8.elementsEqual(right.text.utf8) }
+    func hash(into hasher: inout Hasher) {
+      var text = text
+      text.withUTF8 { hasher.combine(bytes: UnsafeRawBufferPointer($0)) }
+    }
+  }
 
   /// An empty object.
   public init() {}
@@ -31,12 +42,12 @@ public struct JSONObject: Sendable, Equatable, Sequence {
 
   /// The value of a key. Setting `nil` removes the key in time linear in the number of keys.
   public subscript(key: String) -> JSONValue? {
-    get { storage[key] }
+    get { storage[Key(text: key)] }
     set {
       if let newValue {
-        if storage.updateValue(newValue, forKey: key) == nil { keys.append(key) }
-      } else if storage.removeValue(forKey: key) != nil {
-        keys.removeAll { $0 == key }
+        if storage.updateValue(newValue, forKey: Key(text: key)) == nil { keys.append(key) }
+      } else if storage.removeValue(forKey: Key(text: key)) != nil {
+        keys.removeAll { $0.utf8.elementsEqual(key.utf8) }
       }
     }
   }
@@ -46,7 +57,7 @@ public struct JSONObject: Sendable, Equatable, Sequence {
     return AnyIterator {
       guard index < keys.count else { return nil }
       defer { index += 1 }
-      return (keys[index], storage[keys[index]]!)
+      return (keys[index], storage[Key(text: keys[index])]!)
     }
   }
 

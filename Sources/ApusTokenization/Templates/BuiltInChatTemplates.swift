@@ -23,11 +23,11 @@ public enum BuiltInChatTemplates {
 
   private static let sources: [String: String] = [
     "chatml": """
-      {%- for message in messages -%}
-      {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-      {%- endfor -%}
-      {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-      """,
+    {%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+    """,
     "llama-2": alternation + """
       {%- for message in turns -%}
       {%- if message.role == 'user' -%}
@@ -39,12 +39,12 @@ public enum BuiltInChatTemplates {
       {%- endfor -%}
       """,
     "llama-3": """
-      {{- bos_token or '' -}}
-      {%- for message in messages -%}
-      {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' -}}
-      {%- endfor -%}
-      {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}
-      """,
+    {{- bos_token or '' -}}
+    {%- for message in messages -%}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' -}}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}
+    """,
     "mistral": alternation + """
       {{- bos_token or '' -}}
       {%- for message in turns -%}
@@ -56,11 +56,11 @@ public enum BuiltInChatTemplates {
       {%- endfor -%}
       """,
     "zephyr": """
-      {%- for message in messages -%}
-      {{- '<|' + message.role + '|>\\n' + message.content + (eos_token or '') + '\\n' -}}
-      {%- endfor -%}
-      {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
-      """,
+    {%- for message in messages -%}
+    {{- '<|' + message.role + '|>\\n' + message.content + (eos_token or '') + '\\n' -}}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+    """,
     "vicuna": alternation + """
       {{- system if system is not none else "A chat between a curious user and an artificial intelligence assistant. " +
         "The assistant gives helpful, detailed, and polite answers to the user's questions." -}}
@@ -88,21 +88,21 @@ public enum BuiltInChatTemplates {
       {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
       """,
     "phi-3": """
-      {%- for message in messages -%}
-      {{- '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' -}}
-      {%- endfor -%}
-      {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
-      """,
+    {%- for message in messages -%}
+    {{- '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' -}}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+    """,
     "deepseek": """
-      {{- bos_token or '' -}}
-      {%- for message in messages -%}
-      {%- if message.role == 'system' -%}{{- message.content + '\\n\\n' -}}
-      {%- elif message.role == 'user' -%}{{- 'User: ' + message.content + '\\n\\n' -}}
-      {%- elif message.role == 'assistant' -%}{{- 'Assistant: ' + message.content + (eos_token or '') -}}
-      {%- else -%}{{- raise_exception('Only system, user and assistant messages are supported.') -}}
-      {%- endif -%}
-      {%- endfor -%}
-      {%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
-      """,
+    {{- bos_token or '' -}}
+    {%- for message in messages -%}
+    {%- if message.role == 'system' -%}{{- message.content + '\\n\\n' -}}
+    {%- elif message.role == 'user' -%}{{- 'User: ' + message.content + '\\n\\n' -}}
+    {%- elif message.role == 'assistant' -%}{{- 'Assistant: ' + message.content + (eos_token or '') -}}
+    {%- else -%}{{- raise_exception('Only system, user and assistant messages are supported.') -}}
+    {%- endif -%}
+    {%- endfor -%}
+    {%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
+    """,
   ]
 }

@@ -80,6 +80,8 @@ public struct ChatTemplate: Sendable {
   public var parsesToolArguments = true
 
   private let compiled: CompiledTemplate
+  /// Whether the template can do with nothing but parts.
+  private let needsParts: Bool
 
   /// Compiles a template.
   /// - Throws: `invalidCheckpoint` with the line and the reason if the text is no template, `unsupported` if it needs
@@ -89,7 +91,9 @@ public struct ChatTemplate: Sendable {
     do {
       let statements = try TemplateParser.parse(source)
       compiled = try TemplateCompiler.compile(statements)
-      contentFormat = ContentFormatDetector.detect(statements)
+      let detector = ContentFormatDetector(statements)
+      contentFormat = detector.iteratesContent ? .parts : .string
+      needsParts = detector.iteratesContent && !detector.testsContent
     } catch {
       throw Self.compileError(error)
     }
@@ -190,12 +194,22 @@ public struct ChatTemplate: Sendable {
     return try Self.cut(rendered, after: continued)
   }
 
-  /// A message as templates expect it: content in the template's format, arguments of tool calls as objects.
+  /// A message as templates expect it: nothing null, reasoning under the names that templates read, content in the
+  /// template's format, arguments of tool calls as objects.
   private func prepared(_ message: JSONValue, _ position: Int) throws(EngineError) -> JSONValue {
-    guard case .object(var object) = message else {
+    guard case .object(let given) = message else {
       throw EngineError(
         .invalidRequest, "messages[\(position)] must be an object, not \(message.kindName).", parameter: "messages")
     }
+    // Reasoning comes under three names, of which templates read the first two. A member that is null counts as absent,
+    // as it does in transformers, since templates would write "None".
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].lazy.compactMap { name in
+      given[name].flatMap { $0.isNull ? nil : $0 }
+    }.first
+    var object = JSONObject()
+    if let reasoning { object["thinking"] = reasoning }
+    for (key, value) in given where !value.isNull { object[key] = value }
+    if let reasoning { object["reasoning_content"] = reasoning }
     if let content = object["content"], let converted = converted(content) { object["content"] = converted }
     if parsesToolArguments, case .array(var calls)? = object["tool_calls"] {
       for index in calls.indices {
@@ -234,7 +248,7 @@ public struct ChatTemplate: Sendable {
         }
       }
       return .string(texts.joined(separator: "\n"))
-    case (.parts, .string(let text)):
+    case (.parts, .string(let text)) where needsParts:
       return .array([.object(JSONObject([("type", "text"), ("text", .string(text))]))])
     default: return nil
     }

@@ -70,7 +70,8 @@ public struct ChatTemplateSet: Sendable {
     var information = stat()
     guard stat(path, &information) == 0 else {
       throw EngineError(
-        .notFound, "There is no file or directory \(path). Name a .jinja file, a tokenizer_config.json or a checkpoint.")
+        .notFound, "There is no file or directory \(path). Name a .jinja file, a tokenizer_config.json or a checkpoint."
+      )
     }
     let set: ChatTemplateSet
     if information.st_mode & S_IFMT == S_IFDIR {
@@ -82,7 +83,8 @@ public struct ChatTemplateSet: Sendable {
     }
     if set.isEmpty {
       throw EngineError(
-        .invalidCheckpoint, "\(path) holds no chat template. Name a .jinja file or one of the built-in templates: "
+        .invalidCheckpoint,
+        "\(path) holds no chat template. Name a .jinja file or one of the built-in templates: "
           + "\(BuiltInChatTemplates.names.joined(separator: ", ")).")
     }
     return set
@@ -103,7 +105,8 @@ public struct ChatTemplateSet: Sendable {
       templates = [Self.defaultName: .success(try ChatTemplate(source: source))]
     } else {
       throw EngineError(
-        .notFound, "There is no chat template \(nameOrPath): it is no file, not among the model's templates "
+        .notFound,
+        "There is no chat template \(nameOrPath): it is no file, not among the model's templates "
           + "(\(names.isEmpty ? "none" : names.joined(separator: ", "))) and not built in "
           + "(\(BuiltInChatTemplates.names.joined(separator: ", "))).", parameter: "chat_template")
     }
@@ -160,7 +163,8 @@ public struct ChatTemplateSet: Sendable {
     guard let chosen else {
       if isEmpty {
         throw EngineError(
-          .unsupported, "The model has no chat template. Name one with --chat-template, or send a prompt instead of "
+          .unsupported,
+          "The model has no chat template. Name one with --chat-template, or send a prompt instead of "
             + "messages.")
       }
       throw EngineError(

@@ -9,13 +9,14 @@ struct ContentFormatDetector {
   private var contents: Set<Text> = []
   /// Names of variables that hold the list of messages.
   private var lists: Set<Text> = [Text("messages")]
-  private var iteratesContent = false
+  /// Whether the template iterates over content.
+  private(set) var iteratesContent = false
+  /// Whether the template asks of content what type it has, so that it can do with either.
+  private(set) var testsContent = false
 
-  static func detect(_ statements: [Statement]) -> ChatTemplate.ContentFormat {
-    var detector = ContentFormatDetector()
+  init(_ statements: [Statement]) {
     // Names may be used above the line that sets them, as in macros; a second pass knows them all.
-    for _ in 0..<2 { detector.visit(statements) }
-    return detector.iteratesContent ? .parts : .string
+    for _ in 0..<2 { visit(statements) }
   }
 
   private func isList(_ expression: Expression) -> Bool {
@@ -59,6 +60,13 @@ struct ContentFormatDetector {
     }
   }
 
+  private mutating func inspect(_ expression: Expression) {
+    walk(expression) { part in
+      guard case .test(let operand, let name, _, _) = part, isContent(operand) else { return }
+      if ["string", "iterable", "sequence", "mapping"].contains(name.string) { testsContent = true }
+    }
+  }
+
   private mutating func bind(_ target: AssignmentTarget, to expression: Expression) {
     guard case .name(let name) = target else {
       if case .namespaceAttribute(_, let name) = target, isList(expression) { lists.insert(name) }
@@ -73,16 +81,22 @@ struct ContentFormatDetector {
     for statement in statements {
       switch statement.kind {
       case .loop(let target, let over, _, _, let body, let otherwise):
+        inspect(over)
         if isContent(over) { iteratesContent = true }
         if isList(over), case .name(let name) = target { messages.insert(name) }
         visit(body)
         visit(otherwise)
       case .branch(let branches, let otherwise):
-        for branch in branches { visit(branch.body) }
+        for branch in branches {
+          inspect(branch.test)
+          visit(branch.body)
+        }
         visit(otherwise)
       case .set(.tuple(let targets), .tuple(let values)) where targets.count == values.count:
         for (target, value) in zip(targets, values) { bind(target, to: value) }
-      case .set(let target, let value): bind(target, to: value)
+      case .set(let target, let value):
+        inspect(value)
+        bind(target, to: value)
       case .macro(_, let signature, let body):
         // A macro that is handed a message or its content most often calls it so.
         for parameter in signature.parameters {
@@ -93,7 +107,8 @@ struct ContentFormatDetector {
       case .setBlock(_, _, let body), .callBlock(_, _, let body), .filterBlock(_, let body), .with(_, let body),
         .scope(let body):
         visit(body)
-      case .output, .breakLoop, .continueLoop: break
+      case .output(let parts): for case .expression(let expression, _) in parts { inspect(expression) }
+      case .breakLoop, .continueLoop: break
       }
     }
   }

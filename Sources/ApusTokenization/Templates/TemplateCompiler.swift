@@ -147,51 +147,44 @@ final class Symbols {
   }
 }
 
+/// Calls `visit` with an expression and every expression within it.
+func walk(_ expression: Expression, _ visit: (Expression) -> Void) {
+  func walkAll(_ items: [Expression?]) { for case let item? in items { walk(item, visit) } }
+  func walkList(_ list: ArgumentList) {
+    walkAll(list.positional)
+    walkAll(list.keywords.map(\.value))
+    walkAll([list.spread, list.keywordSpread])
+  }
+  visit(expression)
+  switch expression {
+  case .constant, .name: break
+  case .tuple(let items), .list(let items), .concat(let items): walkAll(items)
+  case .dict(let items): for item in items { walkAll([item.key, item.value]) }
+  case .conditional(let test, let then, let otherwise, _): walkAll([test, then, otherwise])
+  case .or(let left, let right), .and(let left, let right), .binary(_, let left, let right):
+    walkAll([left, right])
+  case .not(let operand), .negate(let operand), .plus(let operand): walk(operand, visit)
+  case .compare(let first, let operations):
+    walk(first, visit)
+    for operation in operations { walk(operation.operand, visit) }
+  case .attribute(let object, _): walk(object, visit)
+  case .item(let object, let key): walkAll([object, key])
+  case .slice(let object, let start, let stop, let step): walkAll([object, start, stop, step])
+  case .call(let callee, let arguments):
+    walk(callee, visit)
+    walkList(arguments)
+  case .filter(let operand, _, let arguments, _):
+    walkAll([operand])
+    walkList(arguments)
+  case .test(let operand, _, let arguments, _):
+    walk(operand, visit)
+    walkList(arguments)
+  }
+}
+
 /// Calls `body` with every name that an expression reads.
 func forEachName(_ expression: Expression, _ body: (Text) -> Void) {
-  func visitList(_ list: ArgumentList) {
-    for item in list.positional { forEachName(item, body) }
-    for keyword in list.keywords { forEachName(keyword.value, body) }
-    if let spread = list.spread { forEachName(spread, body) }
-    if let spread = list.keywordSpread { forEachName(spread, body) }
-  }
-  switch expression {
-  case .constant: break
-  case .name(let name): body(name)
-  case .tuple(let items), .list(let items), .concat(let items): for item in items { forEachName(item, body) }
-  case .dict(let items):
-    for item in items {
-      forEachName(item.key, body)
-      forEachName(item.value, body)
-    }
-  case .conditional(let test, let then, let otherwise, _):
-    forEachName(test, body)
-    forEachName(then, body)
-    if let otherwise { forEachName(otherwise, body) }
-  case .or(let left, let right), .and(let left, let right), .binary(_, let left, let right):
-    forEachName(left, body)
-    forEachName(right, body)
-  case .not(let operand), .negate(let operand), .plus(let operand): forEachName(operand, body)
-  case .compare(let first, let operations):
-    forEachName(first, body)
-    for operation in operations { forEachName(operation.operand, body) }
-  case .attribute(let object, _): forEachName(object, body)
-  case .item(let object, let key):
-    forEachName(object, body)
-    forEachName(key, body)
-  case .slice(let object, let start, let stop, let step):
-    forEachName(object, body)
-    for part in [start, stop, step] { if let part { forEachName(part, body) } }
-  case .call(let callee, let arguments):
-    forEachName(callee, body)
-    visitList(arguments)
-  case .filter(let operand, _, let arguments, _):
-    if let operand { forEachName(operand, body) }
-    visitList(arguments)
-  case .test(let operand, _, let arguments, _):
-    forEachName(operand, body)
-    visitList(arguments)
-  }
+  walk(expression) { if case .name(let name) = $0 { body(name) } }
 }
 
 /// Finds which of some special names a body reads before it assigns them, in the order of the tree.

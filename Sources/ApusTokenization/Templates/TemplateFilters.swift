@@ -37,7 +37,8 @@ private func path(_ attribute: Value) -> [Value] {
   case .none: return []
   case .string(let text):
     return text.split(Text("."), limit: -1).map { part in
-      !part.isEmpty && part.scalars.allSatisfy(isPythonDigit) ? Int(part.string).map { .int($0) } ?? .string(part)
+      !part.isEmpty && part.scalars.allSatisfy(isPythonDigit)
+        ? Int(part.string).map { .int($0) } ?? .string(part)
         : .string(part)
     }
   default: return [attribute]
@@ -364,8 +365,9 @@ let filters: [String: Filter] = [
       throw TemplateFault.attribute("'\(typeName(value))' object has no attribute 'items'")
     }
     let keys = (position == 0 ? box.keys : box.values).map { isCaseSensitive ? $0 : ignoringCase($0) }
-    return .list(try sorted(Array(0..<box.count), by: keys, reverse: bound[2].map(isTruthy) ?? false)
-      .map { .tuple([box.keys[$0], box.values[$0]]) })
+    return .list(
+      try sorted(Array(0..<box.count), by: keys, reverse: bound[2].map(isTruthy) ?? false)
+        .map { .tuple([box.keys[$0], box.values[$0]]) })
   },
   "e": escapeFilter,
   "escape": escapeFilter,
@@ -655,7 +657,11 @@ let filters: [String: Filter] = [
       }
     }
     let factor = pow(10, Double(precision))
-    let double: Double = switch number { case .int(let int): Double(int) case .double(let double): double }
+    let double: Double =
+      switch number {
+      case .int(let int): Double(int)
+      case .double(let double): double
+      }
     let scaled = double * factor
     return .double((method == "ceil" ? scaled.rounded(.up) : scaled.rounded(.down)) / factor)
   },

@@ -161,7 +161,11 @@ func percentFormat(_ machine: Machine, _ format: Text, _ value: Value) throws ->
         if case .undefined(let info) = value { throw info.fault }
         throw TemplateFault.type("must be real number, not \(typeName(value))")
       }
-      let double: Double = switch number { case .int(let int): Double(int) case .double(let double): double }
+      let double: Double =
+        switch number {
+        case .int(let int): Double(int)
+        case .double(let double): double
+        }
       piece = specification.float(double, conversion: Character(conversion))
     case "c":
       switch value {
@@ -510,7 +514,11 @@ private func formatted(_ machine: Machine, _ value: Value, _ text: Text) throws 
       return try specification.padded(
         machine, specification.integer(int, conversion: conversion!), default: .right)
     case "e"?, "E"?, "f"?, "F"?, "g"?, "G"?, "%"?:
-      var double: Double = switch number { case .int(let int): Double(int) case .double(let double): double }
+      var double: Double =
+        switch number {
+        case .int(let int): Double(int)
+        case .double(let double): double
+        }
       if conversion == "%" {
         double *= 100
         let piece = specification.float(double, conversion: "f")

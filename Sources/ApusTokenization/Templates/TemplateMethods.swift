@@ -159,11 +159,16 @@ func stringMethod(
   case .startswith, .endswith:
     let bound = try positionals(arguments, method.rawValue, 1...3)
     let (start, end) = try bounds(bound, count: text.count)
-    if start > text.count { return .bool(false) }
+    // Past the end nothing matches, but the types of the arguments are checked all the same.
+    let isPastEnd = start > text.count
     let part =
       bound.count == 1
-      ? text : Text(slice: text.bytes[text.byteOffset(ofCodePoint: start)..<max(
-        text.byteOffset(ofCodePoint: start), text.byteOffset(ofCodePoint: end))])
+      ? text
+      : Text(
+        slice: text.bytes[
+          text.byteOffset(
+            ofCodePoint: start)..<max(
+              text.byteOffset(ofCodePoint: start), text.byteOffset(ofCodePoint: end))])
     func matches(_ value: Value) throws -> Bool {
       guard case .string(let affix) = value else {
         throw TemplateFault.type(
@@ -171,7 +176,7 @@ func stringMethod(
             ? "tuple for \(method.rawValue) must only contain str, not \(typeName(value))"
             : "\(method.rawValue) first arg must be str or a tuple of str, not \(typeName(value))")
       }
-      if start > end { return false }
+      if start > end || isPastEnd { return false }
       return method == .startswith ? part.hasPrefix(affix) : part.hasSuffix(affix)
     }
     if case .tuple(let box) = bound[0] {
@@ -279,7 +284,8 @@ func stringMethod(
   case .isalnum: return try all { isPythonAlpha($0) || isPythonNumeric($0) }
   case .isspace: return try all(isPythonSpace)
   case .isascii: return try noArguments(arguments, method.rawValue, .bool(text.isASCII))
-  case .isprintable: return try noArguments(arguments, method.rawValue, .bool(text.scalars.allSatisfy(isPythonPrintable)))
+  case .isprintable:
+    return try noArguments(arguments, method.rawValue, .bool(text.scalars.allSatisfy(isPythonPrintable)))
   case .islower: return try noArguments(arguments, method.rawValue, .bool(text.isLower))
   case .isupper: return try noArguments(arguments, method.rawValue, .bool(text.isUpper))
   case .istitle: return try noArguments(arguments, method.rawValue, .bool(text.isTitle))

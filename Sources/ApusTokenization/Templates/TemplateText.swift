@@ -309,7 +309,8 @@ extension Text {
       }
       guard index < bytes.count else { return parts }
       if remaining == 0 {
-        parts.append(Text(slice: bytes[index...], isMarkup: isMarkup).stripped(left: false))
+        // The rest keeps the white space at its end.
+        parts.append(Text(slice: bytes[index...], isMarkup: isMarkup))
         return parts
       }
       let start = index
