@@ -54,7 +54,7 @@ let package = Package(
     .target(
       name: "ApusServer",
       dependencies: [
-        "ApusCore", "CLinux",
+        "ApusCore",
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HummingbirdTLS", package: "hummingbird"),
         .product(name: "Logging", package: "swift-log"),
@@ -104,6 +104,7 @@ let package = Package(
         "ApusCore", "ApusServer", "ApusEngine", "ApusTesting",
         .product(name: "HummingbirdTesting", package: "hummingbird"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
       ], swiftSettings: settings),
     .testTarget(
       name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine"], swiftSettings: settings),

@@ -34,9 +34,10 @@ final class RequestStream: GenerationSource {
   private let assembler: Mutex<OutputAssembler>
   private let signal: @Sendable (Signal) -> Void
 
-  init(id: RequestID, promptCount: Int, assembler: consuming sending OutputAssembler,
-    signal: @escaping @Sendable (Signal) -> Void)
-  {
+  init(
+    id: RequestID, promptCount: Int, assembler: consuming sending OutputAssembler,
+    signal: @escaping @Sendable (Signal) -> Void
+  ) {
     self.id = id
     self.inbox = Mutex(Inbox(usage: Usage(promptTokens: promptCount)))
     self.assembler = Mutex(assembler)

@@ -26,7 +26,8 @@ struct GoldenCase: Sendable {
     let cases = try JSONValue.parse([UInt8](data))["cases"]!.arrayValue!
     let golden = cases.map { entry in
       GoldenCase(
-        prompt: entry["prompt"]!.stringValue!, promptIDs: entry["prompt_ids"]!.arrayValue!.map { TokenID($0.intValue!) },
+        prompt: entry["prompt"]!.stringValue!,
+        promptIDs: entry["prompt_ids"]!.arrayValue!.map { TokenID($0.intValue!) },
         greedyIDs: entry["greedy_ids"]!.arrayValue!.map { TokenID($0.intValue!) }, text: entry["text"]!.stringValue!)
     }
     return model == "infinitensor-story" ? Array(golden.dropFirst()) : golden
