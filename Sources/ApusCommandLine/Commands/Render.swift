@@ -9,9 +9,8 @@ struct Render: ParsableCommand {
     discussion: """
       Reads one conversation as JSON from standard input and prints the prompt exactly, with nothing added. The members \
       of the object are the template's variables: "messages", and optionally "tools", "add_generation_prompt" and any \
-      others; special tokens come from the checkpoint unless the object gives them. As in transformers, "tools" and \
-      "documents" are none and "add_generation_prompt" is false where the object is silent. A mistake that the template \
-      reports goes to standard error, with exit status 1. With --jsonl each line is a conversation and is answered by one \
+      others; special tokens come from the checkpoint unless the object gives them, and what neither gives is undefined. A \
+      mistake that the template reports goes to standard error, with exit status 1. With --jsonl each line is a conversation and is answered by one \
       line {"rendered": "..."} or {"error": "..."}.
 
       Examples:
@@ -85,9 +84,6 @@ struct Render: ParsableCommand {
     }
     var variables = JSONObject()
     for (name, token) in templates.specialTokens.sorted(by: { $0.key < $1.key }) { variables[name] = .string(token) }
-    variables["tools"] = .null
-    variables["documents"] = .null
-    variables["add_generation_prompt"] = false
     for (name, value) in given { variables[name] = value }
     return try template.render(variables)
   }

@@ -1,5 +1,6 @@
 package import ApusCore
 import ApusModels
+import ApusTokenization
 import Glibc
 
 /// One thing that was looked at.
@@ -318,9 +319,14 @@ package struct CheckpointReport {
         .problem, "tokenizer", "none of \(names.joined(separator: ", ")) is there",
         remedy: "download the tokenizer files, or pass --tokenizer-path")
     }
-    let hasTemplate =
-      size("chat_template.jinja") != nil
-      || document("tokenizer_config.json")?["chat_template"].map { !$0.isNull } == true
+    let hasTemplate: Bool
+    do throws(EngineError) {
+      hasTemplate = try !ChatTemplateSet.load(directory: path).isEmpty
+    } catch {
+      return Finding(
+        .problem, "tokenizer", "\(name), but the chat template cannot be read: \(error.message)",
+        remedy: "pass --chat-template")
+    }
     return hasTemplate
       ? Finding(.good, "tokenizer", "\(name), with a chat template")
       : Finding(
