@@ -98,6 +98,7 @@ public final class Engine: GenerationService {
   private static func load(
     _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)?
   ) throws(EngineError) -> Engine {
+    // First what is quick, so that a mistake in it shows before gigabytes were read.
     let tokenizer = try loadTokenizer(configuration)
     let templates = try loadTemplates(configuration)
     let backend = try CPUBackend(threads: configuration.threads)
@@ -108,7 +109,9 @@ public final class Engine: GenerationService {
       pageCount: loaded.description.kvPageCount, contextLength: loaded.description.contextLength)
     settings.tokenBudget = configuration.tokenBudget
     settings.maxRunningRequests = configuration.maxRunningRequests
-    settings.maxQueuedRequests = max(1, configuration.maxQueuedRequests)
+    // `submit` bounds running and waiting requests together, and refuses at once. Requests that arrive between two steps
+    // all wait for a moment, also those that will run in the next one, so that the scheduler's own limit is the sum.
+    settings.maxQueuedRequests = configuration.maxRunningRequests + configuration.maxQueuedRequests
     settings.policy = configuration.schedulePolicy
     settings.conservativeness = configuration.scheduleConservativeness
     settings.cachesPrefixes = configuration.enablesPrefixCache
@@ -149,8 +152,18 @@ public final class Engine: GenerationService {
     guard stat(path, &information) == 0 else {
       throw EngineError(.invalidCheckpoint, "There is no file or directory \(path). Name a checkpoint directory.")
     }
-    return information.st_mode & S_IFMT == S_IFDIR
-      ? try Tokenizer.load(directory: path) : try Tokenizer.load(file: path)
+    if information.st_mode & S_IFMT != S_IFDIR { return try Tokenizer.load(file: path) }
+    if configuration.loadFormat == .dummy, configuration.tokenizerPath == nil, !hasTokenizer(path) {
+      let model = try ModelConfiguration(directory: configuration.modelPath)
+      return try PlaceholderTokenizer.make(vocabularySize: model.vocabularySize)
+    }
+    return try Tokenizer.load(directory: path)
+  }
+
+  private static func hasTokenizer(_ directory: String) -> Bool {
+    ["tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt"].contains {
+      access("\(directory)/\($0)", F_OK) == 0
+    }
   }
 
   /// The checkpoint's chat templates, replaced by the one asked for if there is one.

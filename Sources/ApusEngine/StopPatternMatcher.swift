@@ -1,4 +1,4 @@
-import ApusCore
+package import ApusCore
 import ApusTokenization
 
 /// Looks for stop patterns (regular expressions) in a text that arrives in pieces.
@@ -6,9 +6,9 @@ import ApusTokenization
 /// The generation ends with the piece after which some pattern matches for the first time, as if the text so far were
 /// searched after each piece. Text that could belong to a match is held back: from the first place where a search ran
 /// into the end of the text without failing before.
-struct StopPatternMatcher: Sendable {
+package struct StopPatternMatcher: Sendable {
   /// What a piece of text led to.
-  enum Outcome: Equatable {
+  package enum Outcome: Equatable, Sendable {
     /// Nothing; the text goes on.
     case none
     /// A pattern matched this text.
@@ -34,7 +34,7 @@ struct StopPatternMatcher: Sendable {
   private var scanStart = 0
 
   /// - Throws: `invalidRequest` if a pattern is no regular expression.
-  init(patterns: [String], keepsMatch: Bool) throws(EngineError) {
+  package init(patterns: [String], keepsMatch: Bool) throws(EngineError) {
     var compiled: [Pattern] = []
     for source in patterns {
       do throws(EngineError) {
@@ -48,7 +48,7 @@ struct StopPatternMatcher: Sendable {
   }
 
   /// Takes a piece of text and returns what may be given out.
-  mutating func append(_ piece: String) -> (text: String, outcome: Outcome) {
+  package mutating func append(_ piece: String) -> (text: String, outcome: Outcome) {
     if patterns.isEmpty || piece.isEmpty { return (piece, .none) }
     buffer.append(contentsOf: piece.utf8)
     var first: Range<Int>?
@@ -82,7 +82,7 @@ struct StopPatternMatcher: Sendable {
   }
 
   /// Gives out what was held back, followed by `text`: the text has ended.
-  mutating func finish(after text: String) -> String {
+  package mutating func finish(after text: String) -> String {
     if patterns.isEmpty { return text }
     let held = String(decoding: buffer[given...], as: UTF8.self)
     given = buffer.count
