@@ -352,7 +352,7 @@ struct ModelSection {
   enum Kind { case bytePair, wordPiece, wordLevel, unigram }
 
   private(set) var kind = Kind.bytePair
-  let texts = TokenTable()
+  let texts: TokenTable
   private var members: [String: JSONValue] = [:]
   private var mergeBytes: [UInt8] = []
   /// Ends of the two parts of every merge in `mergeBytes`.
@@ -365,6 +365,7 @@ struct ModelSection {
   /// The parts of `vocab.json` and `merges.txt`.
   init(vocabulary: Bytes, merges: Bytes, members: [String: JSONValue], file: String) throws(EngineError) {
     self.members = members
+    texts = TokenTable(capacity: vocabulary.count / 24)
     let texts = texts
     do throws(JSONError) {
       var reader = JSONReader(vocabulary)
@@ -396,6 +397,7 @@ struct ModelSection {
   /// The tokens of `vocab.txt`, one a line.
   init(lines: Bytes, members: [String: JSONValue]) {
     self.members = members
+    texts = TokenTable(capacity: lines.count / 8)
     kind = .wordPiece
     var id: TokenID = 0
     for line in lines.split(separator: 0x0A, omittingEmptySubsequences: false) {
@@ -416,7 +418,7 @@ struct ModelSection {
     var ends: [UInt32] = []
     var scores: [Double] = []
     var members: [String: JSONValue] = [:]
-    let texts = texts
+    let texts = TokenTable(capacity: Swift.min(reader.remaining / 32, 1 << 20))
     try reader.readObject { (reader, key) throws(JSONError) in
       switch key {
       case "type": type = try reader.readString()
@@ -480,6 +482,7 @@ struct ModelSection {
       }
     }
     self.members = members
+    self.texts = texts
     self.scores = scores
     mergeBytes = merges
     mergeEnds = ends
@@ -568,6 +571,7 @@ struct ModelSection {
     let pairs = PairTable(capacity: mergeEnds.count / 2)
     var merged: [UInt8] = []
     let prefix = options.continuingPrefix.count
+    var expected = 0
     for index in 0..<(mergeEnds.count / 2) {
       let start = index == 0 ? 0 : Int(mergeEnds[index * 2 - 1])
       let middle = Int(mergeEnds[index * 2])
@@ -577,8 +581,16 @@ struct ModelSection {
       merged.removeAll(keepingCapacity: true)
       merged.append(contentsOf: mergeBytes[start..<middle])
       if prefix <= end - middle { merged.append(contentsOf: mergeBytes[(middle + prefix)..<end]) }
-      let result = merged.withUnsafeBufferPointer { buffer in
-        buffer.baseAddress.map { texts.id($0, buffer.count) } ?? -1
+      // Vocabularies mostly list the results of merges in order: try the entry after the last one before searching.
+      let result = merged.withUnsafeBufferPointer { buffer -> TokenID in
+        guard let base = buffer.baseAddress else { return -1 }
+        var entry = expected
+        if entry >= texts.count || !texts.matches(entry: entry, base, buffer.count) {
+          entry = texts.entry(base, buffer.count)
+          if entry < 0 { return -1 }
+        }
+        expected = entry + 1
+        return texts.id(entry: entry)
       }
       if left < 0 || right < 0 || result < 0 {
         let pair = String(decoding: mergeBytes[start..<middle], as: UTF8.self) + " "
@@ -593,11 +605,12 @@ struct ModelSection {
 
     var vocabulary = texts
     if unitsAreBytes {
-      vocabulary = TokenTable(capacity: texts.count)
+      // Whole words are only looked up where merges are ignored; else the single bytes are enough.
+      vocabulary = TokenTable(capacity: options.ignoreMerges ? texts.count : 256)
       var bytes: [UInt8] = []
-      for entry in 0..<texts.count {
+      for entry in 0..<texts.count where options.ignoreMerges || texts.bytes(entry: entry).count <= 2 {
         bytes.removeAll(keepingCapacity: true)
-        if texts.withBytes(entry: entry, { ByteAlphabet.append($0, to: &bytes) }) {
+        if ByteAlphabet.append(texts.bytes(entry: entry), to: &bytes) {
           bytes.withUnsafeBufferPointer { vocabulary.insert($0, id: texts.id(entry: entry)) }
         }
       }
@@ -607,8 +620,7 @@ struct ModelSection {
 
   private func id(_ start: Int, _ end: Int) -> TokenID {
     mergeBytes.withUnsafeBufferPointer { bytes in
-      start == end
-        ? withUnsafeBytePlaceholder { texts.id($0, 0) } : texts.id(bytes.baseAddress! + start, end - start)
+      bytes.baseAddress.map { texts.id($0 + start, end - start) } ?? -1
     }
   }
 }
