@@ -35,6 +35,11 @@ struct BytePairEncoding: Sendable {
   /// Token of each ASCII character, where units are characters; -1 where there is none.
   private let asciiTokens: [TokenID]
   private let hasAffixes: Bool
+  /// Whether text can be cut before every U+2581 that follows another character, because no token reaches across such a
+  /// place. Models whose pieces are whole texts (SentencePiece style) are then encoded word by word.
+  private let cutsAtMarker: Bool
+  private static let marker: [UInt8] = [0xE2, 0x96, 0x81]
+
   /// Values of all pairs of byte tokens, where units are bytes: the pairs that every word starts with.
   private let bytePairs: [UInt64]
 
@@ -49,6 +54,7 @@ struct BytePairEncoding: Sendable {
     }
     asciiTokens = (0..<128).map { vocabulary.id(of: [UInt8($0)]) ?? -1 }
     hasAffixes = !options.continuingPrefix.isEmpty || !options.wordSuffix.isEmpty
+    cutsAtMarker = !options.unitsAreBytes && !hasAffixes && Self.canCutAtMarker(vocabulary)
     if options.unitsAreBytes {
       let tokens = byteTokens
       bytePairs = [UInt64](unsafeUninitializedCapacity: 1 << 16) { buffer, count in
@@ -63,6 +69,26 @@ struct BytePairEncoding: Sendable {
     } else {
       bytePairs = []
     }
+  }
+
+  private static func canCutAtMarker(_ vocabulary: TokenTable) -> Bool {
+    guard vocabulary.id(of: marker) != nil else { return false }
+    for entry in 0..<vocabulary.count {
+      let token = vocabulary.bytes(entry: entry)
+      var index = 3
+      while index + 3 <= token.count {
+        if isMarker(token, index), !isMarker(token, index - 3) { return false }
+        index += 1
+      }
+      // A marker in one of the first three bytes but the first follows a shorter character.
+      for index in 1..<3 where index + 3 <= token.count && isMarker(token, index) { return false }
+    }
+    return true
+  }
+
+  @inline(__always)
+  private static func isMarker(_ bytes: Bytes, _ index: Int) -> Bool {
+    bytes[index] == 0xE2 && bytes[index + 1] == 0x96 && bytes[index + 2] == 0x81
   }
 
   /// Memory that encoding reuses from word to word.
@@ -86,10 +112,36 @@ struct BytePairEncoding: Sendable {
       ids.append(byteTokens[Int(base[0])])
       return
     }
+    if cutsAtMarker, piece.count > 3 {
+      if options.ignoreMerges {
+        let id = vocabulary.id(base, piece.count)
+        if id >= 0 {
+          ids.append(id)
+          return
+        }
+      }
+      var start = 0
+      var index = 1
+      while index + 3 <= piece.count {
+        if piece[index] == 0xE2, Self.isMarker(piece, index), !(index >= 3 && Self.isMarker(piece, index - 3)) {
+          try encodeWord(Bytes(start: base + start, count: index - start), into: &ids, scratch: &scratch)
+          start = index
+          index += 3
+        } else {
+          index += 1
+        }
+      }
+      return try encodeWord(Bytes(start: base + start, count: piece.count - start), into: &ids, scratch: &scratch)
+    }
+    try encodeWord(piece, into: &ids, scratch: &scratch)
+  }
+
+  private func encodeWord(_ piece: Bytes, into ids: inout [TokenID], scratch: inout Scratch) throws(EngineError) {
+    let base = piece.baseAddress!
     let key = WordCache.Key(base, piece.count)
     if let key, scratch.cache.append(key, to: &ids) { return }
     let start = ids.count
-    if options.ignoreMerges {
+    if options.ignoreMerges, !cutsAtMarker {
       let id = vocabulary.id(base, piece.count)
       if id >= 0 {
         ids.append(id)

@@ -312,3 +312,17 @@ struct WordScanner: Sendable {
     return index
   }
 }
+
+/// The hand-made matchers as tests see them.
+package enum WordScannerPatterns {
+  /// The text of every pattern that has a hand-made matcher.
+  package static var all: [String] { WordScanner.known.keys.sorted() }
+
+  /// The ends of all pieces of a text, or `nil` for a pattern without a matcher.
+  package static func ends(_ pattern: String, _ text: [UInt8]) -> [Int]? {
+    guard let scanner = WordScanner(pattern: pattern) else { return nil }
+    var ends: [Int32] = []
+    text.withUnsafeBufferPointer { scanner.scan($0, ends: &ends) }
+    return ends.map(Int.init)
+  }
+}
