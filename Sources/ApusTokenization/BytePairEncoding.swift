@@ -419,7 +419,8 @@ struct WordCache: Sendable {
     @inline(__always)
     fileprivate var slot: Int {
       let hash = mixHash(first ^ 0x9E37_79B9_7F4A_7C15, second ^ 0xA076_1D64_78BD_642F)
-      return Int(truncatingIfNeeded: mixHash(hash ^ third, UInt64(length) ^ 0xE703_7ED1_A0B4_28DB)) & (WordCache.size - 1)
+      return Int(truncatingIfNeeded: mixHash(hash ^ third, UInt64(length) ^ 0xE703_7ED1_A0B4_28DB))
+        & (WordCache.size - 1)
     }
   }
 

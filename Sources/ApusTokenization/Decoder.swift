@@ -104,12 +104,13 @@ struct TextDecoder: Sendable {
       default: tokenSteps.append(step)
       }
     }
-    preparedSteps = tokenSteps.prefix { step in
-      switch step {
-      case .byteLevel, .replace, .replaceMatches, .strip: true
-      default: false
-      }
-    }.count
+    preparedSteps =
+      tokenSteps.prefix { step in
+        switch step {
+        case .byteLevel, .replace, .replaceMatches, .strip: true
+        default: false
+        }
+      }.count
   }
 
   /// A token's text after the prepared steps.

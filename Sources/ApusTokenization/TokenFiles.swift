@@ -133,7 +133,8 @@ struct TiktokenFile {
   static func matches(_ bytes: Bytes) -> Bool {
     let line = bytes.prefix(512).prefix { $0 != 0x0A }
     guard line.count < 512, let space = line.firstIndex(of: 0x20), space > 0 else { return false }
-    return Base64.decode(line[..<space]) != nil && line[(space + 1)...].allSatisfy { $0 >= 0x30 && $0 <= 0x39 || $0 == 0x0D }
+    return Base64.decode(line[..<space]) != nil
+      && line[(space + 1)...].allSatisfy { $0 >= 0x30 && $0 <= 0x39 || $0 == 0x0D }
   }
 }
 

@@ -30,7 +30,8 @@ public enum TokenizeCommand {
     return writer.text
   }
 
-  private static func ids(of line: String, _ tokenizer: Tokenizer, _ options: Options) throws(EngineError) -> [TokenID] {
+  private static func ids(of line: String, _ tokenizer: Tokenizer, _ options: Options) throws(EngineError) -> [TokenID]
+  {
     let value: JSONValue
     do throws(JSONError) {
       value = try JSONValue.parse(line)

@@ -57,9 +57,9 @@ public final class Tokenizer: Sendable {
   /// The id of the padding token, if there is one.
   public var paddingID: TokenID? { specialTokens.padding.flatMap(id(of:)) }
   /// Whether encoding with special tokens starts with the beginning-of-sequence token.
-  public var addsBOS: Bool { bosID.map { postProcessor.prefix.first == $0 } ?? false }
+  public var addsBOS: Bool { bosID.map { postProcessor.leadingToken == $0 } ?? false }
   /// Whether encoding with special tokens ends with the end-of-sequence token.
-  public var addsEOS: Bool { eosID.map { postProcessor.suffix.last == $0 } ?? false }
+  public var addsEOS: Bool { eosID.map { postProcessor.trailingToken == $0 } ?? false }
 
   /// Whether a token is a control token, which `decode` leaves out on request.
   public func isSpecial(_ id: TokenID) -> Bool { vocabulary.entry(id)?.isSpecial ?? false }
@@ -128,6 +128,15 @@ public final class Tokenizer: Sendable {
     }
   }
 
+  /// The ids of a pair of texts, as cross-encoders take them, and the segment (`token_type_ids`) of each id.
+  public func encode(_ first: String, pair second: String, addSpecialTokens: Bool = true) throws(EngineError)
+    -> (ids: [TokenID], types: [Int32])
+  {
+    let left = try encode(first, addSpecialTokens: false)
+    let right = try encode(second, addSpecialTokens: false)
+    return (addSpecialTokens ? postProcessor : .none).apply(to: left, right)
+  }
+
   private func encodeValid(_ text: Bytes, addSpecialTokens: Bool) throws(EngineError) -> [TokenID] {
     guard text.count < Int(Int32.max) / 4 else {
       throw EngineError(.promptTooLong, "A text of \(text.count) bytes is too long to encode in one piece")
@@ -191,7 +200,8 @@ public final class Tokenizer: Sendable {
       scratch.list.text.append(contentsOf: whole[segment.start..<segment.end])
       scratch.list.pieces.append(
         PieceList.Piece(
-          start: 0, end: Int32(truncatingIfNeeded: segment.end - segment.start), isFirst: isFirst && segment.start == 0))
+          start: 0, end: Int32(truncatingIfNeeded: segment.end - segment.start), isFirst: isFirst && segment.start == 0)
+      )
       try encodePieces(into: &ids, scratch: &scratch)
     }
   }
@@ -246,7 +256,6 @@ struct EncodingScratch: Sendable {
   /// Buffers that grew for a text longer than this are let go.
   static let keptTextLimit = 1 << 20
 }
-
 
 /// What a loader gathers from files.
 struct TokenizerParts {

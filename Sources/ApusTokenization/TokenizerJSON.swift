@@ -80,7 +80,8 @@ struct TokenizerJSON {
       } else if let known = texts.id(of: Array(content.utf8)) {
         id = known
       } else {
-        id = greatest >= TokenID(texts.count) || (greatest >= 0 && texts.count == 0) ? greatest + 1 : TokenID(texts.count)
+        id =
+          greatest >= TokenID(texts.count) || (greatest >= 0 && texts.count == 0) ? greatest + 1 : TokenID(texts.count)
       }
       var token = AddedToken(content: content, id: id)
       token.isSingleWord = entry["single_word"]?.boolValue ?? false
@@ -240,12 +241,21 @@ struct TokenizerJSON {
       return try template(value)
     case "BertProcessing", "RobertaProcessing":
       func id(_ key: String) throws(EngineError) -> TokenID {
-        guard let pair = value[key]?.arrayValue, pair.count == 2, let id = pair[1].intValue, id >= 0, id < 1 << 28 else {
+        guard let pair = value[key]?.arrayValue, pair.count == 2, let id = pair[1].intValue, id >= 0, id < 1 << 28
+        else {
           throw failure("the post-processor has no usable \"\(key)\"")
         }
         return TokenID(id)
       }
-      return PostProcessor(prefix: [try id("cls")], suffix: [try id("sep")])
+      let start = try id("cls")
+      let end = try id("sep")
+      let isRoberta = value["type"] == "RobertaProcessing"
+      // RoBERTa puts two separators between texts and knows one segment only.
+      let second: Int32 = isRoberta ? 0 : 1
+      return PostProcessor(
+        single: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)],
+        pair: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)]
+          + (isRoberta ? [.token(end, type: 0)] : []) + [.second(type: second), .token(end, type: second)])
     case "Sequence":
       var result = PostProcessor.none
       for element in value["processors"]?.arrayValue ?? [] {
@@ -258,11 +268,16 @@ struct TokenizerJSON {
   }
 
   private func template(_ value: JSONValue) throws(EngineError) -> PostProcessor {
-    var result = PostProcessor.none
-    var pending: [TokenID] = []
-    var sequences = 0
-    for element in value["single"]?.arrayValue ?? [] {
-      if let name = element["SpecialToken"]?["id"]?.stringValue {
+    func parts(_ key: String) throws(EngineError) -> [PostProcessor.Part] {
+      var parts: [PostProcessor.Part] = []
+      for element in value[key]?.arrayValue ?? [] {
+        let body = element["SpecialToken"] ?? element["Sequence"] ?? .null
+        let type = Int32(clamping: body["type_id"]?.intValue ?? 0)
+        guard let name = body["id"]?.stringValue else { throw failure("a part of the template has no \"id\"") }
+        if element["Sequence"] != nil {
+          parts.append(name == "A" ? .first(type: type) : .second(type: type))
+          continue
+        }
         guard let ids = value["special_tokens"]?[name]?["ids"]?.arrayValue else {
           throw failure("the template names the token \"\(name)\", which \"special_tokens\" does not define")
         }
@@ -270,20 +285,15 @@ struct TokenizerJSON {
           guard let id = id.intValue, id >= 0, id < 1 << 28 else {
             throw failure("the template's token \"\(name)\" has no usable id")
           }
-          pending.append(TokenID(id))
+          parts.append(.token(TokenID(id), type: type))
         }
-      } else if element["Sequence"] != nil {
-        if sequences == 0 {
-          result.prefix = pending
-        } else {
-          result.repetitions.append(pending)
-        }
-        pending = []
-        sequences += 1
       }
+      return parts
     }
-    if sequences == 0 { throw failure("the template does not hold the text") }
-    result.suffix = pending
+    let result = PostProcessor(single: try parts("single"), pair: try parts("pair"))
+    guard result.single.contains(where: { if case .first = $0 { true } else { false } }) else {
+      throw failure("the template does not hold the text")
+    }
     return result
   }
 
@@ -326,23 +336,6 @@ struct TokenizerJSON {
       return [.replaceMatches(try pattern(source), content: content)]
     case let other: throw failure("the decoder \"\(other)\" is not known")
     }
-  }
-}
-
-extension PostProcessor {
-  /// The effect of another post-processor applied to the result of this one.
-  func followed(by next: PostProcessor) -> PostProcessor {
-    if self == .none { return next }
-    if next == .none { return self }
-    var result = PostProcessor()
-    result.prefix = next.prefix + prefix
-    result.suffix = suffix + next.suffix
-    result.repetitions = repetitions
-    for between in next.repetitions {
-      result.repetitions.append(suffix + between + prefix)
-      result.repetitions += repetitions
-    }
-    return result
   }
 }
 
@@ -593,7 +586,8 @@ struct ModelSection {
         return texts.id(entry: entry)
       }
       if left < 0 || right < 0 || result < 0 {
-        let pair = String(decoding: mergeBytes[start..<middle], as: UTF8.self) + " "
+        let pair =
+          String(decoding: mergeBytes[start..<middle], as: UTF8.self) + " "
           + String(decoding: mergeBytes[middle..<end], as: UTF8.self)
         throw EngineError(
           .invalidCheckpoint, "\(file): the merge \"\(pair)\" names a token that is not in the vocabulary")

@@ -120,7 +120,11 @@ extension Tokenizer {
     ]
     var parts = try TokenizerJSON(file: file).assemble(section, sections)
     if let start = parts.model.id(of: Array("[CLS]".utf8)), let end = parts.model.id(of: Array("[SEP]".utf8)) {
-      parts.postProcessor = PostProcessor(prefix: [start], suffix: [end])
+      parts.postProcessor = PostProcessor(
+        single: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)],
+        pair: [
+          .token(start, type: 0), .first(type: 0), .token(end, type: 0), .second(type: 1), .token(end, type: 1),
+        ])
     }
     for name in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] {
       guard let id = parts.model.id(of: Array(name.utf8)) else { continue }
@@ -267,7 +271,8 @@ struct Configuration {
     guard parts.postProcessor == .none, !isJSON || parts.lacksPostProcessor else { return }
     let addsBOS = value["add_bos_token"]?.boolValue ?? isLlama
     let addsEOS = value["add_eos_token"]?.boolValue ?? false
-    if addsBOS, let bos = id(parts.specialTokens.bos) { parts.postProcessor.prefix = [bos] }
-    if addsEOS, let eos = id(parts.specialTokens.eos) { parts.postProcessor.suffix = [eos] }
+    let prefix = addsBOS ? [id(parts.specialTokens.bos)].compactMap(\.self) : []
+    let suffix = addsEOS ? [id(parts.specialTokens.eos)].compactMap(\.self) : []
+    parts.postProcessor = .around(prefix: prefix, suffix: suffix)
   }
 }

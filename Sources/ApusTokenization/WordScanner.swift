@@ -84,7 +84,8 @@ struct WordScanner: Sendable {
       var single = scanner
       single.spaces = .newline
       known[
-        #"\#(foldShort)|[^\r\n\p{L}\p{N}]?+\p{L}+|\#(text)| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"#] = single
+        #"\#(foldShort)|[^\r\n\p{L}\p{N}]?+\p{L}+|\#(text)| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"#] =
+        single
       for (contractions, suffix) in [(true, fold + "?"), (false, "")] {
         let cased = WordScanner(
           .cased, contractions: contractions, foldsCase: true, digits: digits, trailing: .newlinesAndSlashes,

@@ -49,7 +49,8 @@ struct SeededGenerator: RandomNumberGenerator {
 func randomText(_ generator: inout SeededGenerator, length: Int) -> String {
   let words = [
     "hello", "World", "don't", "I'LL", "they're", "'s", "'ſ", "naïve", "北京", "こんにちは", "한국어", "Привет", "שלום", "😀",
-    "👨‍👩‍👧", "123", "1234567", "½", "foo_bar", "HTTPServer", "ǅ", "ʰA", "e\u{301}", "\u{301}", "//", "/\n", ";\n", "...", "\u{200D}",
+    "👨‍👩‍👧", "123", "1234567", "½", "foo_bar", "HTTPServer", "ǅ", "ʰA", "e\u{301}", "\u{301}", "//", "/\n", ";\n", "...",
+    "\u{200D}",
     "<|im_start|>", "▁", "Ġ", "ABC", "中a", "Ab\u{301}C",
   ]
   let spaces = [" ", "  ", "\n", "\r\n", "\t", " \n", "\u{A0}", "\u{3000}", "\n \n", "\u{85}", "     "]

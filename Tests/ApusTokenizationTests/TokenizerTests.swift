@@ -93,7 +93,8 @@ struct TokenizerTests {
 
   @Test func mergingFollowsTheDefinitionForShortAndLongWords() throws {
     let merges = [
-      ("a", "b"), ("b", "a"), ("ab", "a"), ("a", "a"), ("b", "b"), ("aa", "aa"), ("ab", "ab"), ("c", "ab"), ("aba", "c"),
+      ("a", "b"), ("b", "a"), ("ab", "a"), ("a", "a"), ("b", "b"), ("aa", "aa"), ("ab", "ab"), ("c", "ab"),
+      ("aba", "c"),
       ("bb", "bb"), ("aa", "b"), ("abab", "abab"),
     ]
     let tokenizer = try Self.byteLevel(merges)
@@ -305,8 +306,12 @@ struct RealTokenizerTests {
   /// Text, ids and decoded text of transformers.js.
   @Test(arguments: [
     ("gpt2", "Xenova/gpt2", "tokenizers/gpt2/derived_tokenizer.json"),
+    ("gpt2", "openai-community/gpt2", "tokenizers/gpt2/derived_tokenizer.json"),
+    ("gpt2", "Xenova/gpt-4", "tokenizers/tiktoken/cl100k_base.tiktoken"),
+    ("gpt2", "Xenova/gpt-4o", "tokenizers/tiktoken/o200k_base.tiktoken"),
     ("llama", "Xenova/llama-tokenizer", "tokenizers/llama2/tokenizer.json"),
-    ("qwen2", "Qwen/Qwen1.5-0.5B-Chat", "tokenizers/qwen2/derived_qwen3_tokenizer.json"),
+    ("llama", "Xenova/llama3-tokenizer-new", "tokenizers/llama3/derived_tokenizer.json"),
+    ("qwen2", "Xenova/Qwen1.5-0.5B-Chat", "tokenizers/qwen2/derived_qwen3_tokenizer.json"),
     ("bert", "Xenova/bert-base-uncased", "tokenizers/bert-base-uncased/tokenizer.json"),
   ])
   func transformersCases(_ family: String, _ model: String, _ path: String) throws {
@@ -317,16 +322,32 @@ struct RealTokenizerTests {
     }
     let tokenizer = try Tokenizer.load(file: SharedData.root + path)
     for (name, entry) in cases {
-      guard let text = entry["text"]?.stringValue, let ids = entry["ids"] else { continue }
-      #expect(try tokenizer.encode(text) == ids.ids, "\(model) \(name): \(text.debugDescription)")
-      if let decoded = entry["decoded"]?.stringValue {
-        #expect(tokenizer.decode(ids.ids).utf8.elementsEqual(decoded.utf8), "\(model) \(name): \(text.debugDescription)")
+      guard let text = entry["text"]?.stringValue, let ids = entry["ids"]?.ids else { continue }
+      if let second = entry["text_pair"]?.stringValue {
+        #expect(try tokenizer.encode(text, pair: second).ids == ids, "\(model) \(name): \(text.debugDescription)")
+      } else {
+        #expect(try tokenizer.encode(text) == ids, "\(model) \(name): \(text.debugDescription)")
       }
+      guard let decoded = entry["decoded"]?.stringValue else { continue }
+      // These were decoded with `clean_up_tokenization_spaces`.
+      let plain = tokenizer.decode(ids)
+      #expect(
+        plain.utf8.elementsEqual(decoded.utf8) || cleanedUp(plain).utf8.elementsEqual(decoded.utf8),
+        "\(model) \(name): \(plain.debugDescription)")
     }
   }
 
+  private func cleanedUp(_ text: String) -> String {
+    var text = text
+    for mark in [".", "?", "!", ","] { text = text.replacingOccurrences(of: " " + mark, with: mark) }
+    text = text.replacingOccurrences(of: " ' ", with: "'")
+    for end in ["n't", "'m", "'s", "'ve", "'re"] { text = text.replacingOccurrences(of: " " + end, with: end) }
+    return text
+  }
+
   @Test(arguments: [
-    "models/stories260K/hf", "models/infinitensor-story", "tokenizers/llama2", "tokenizers/phi-3", "tokenizers/minimind",
+    "models/stories260K/hf", "models/infinitensor-story", "tokenizers/llama2", "tokenizers/phi-3",
+    "tokenizers/minimind",
     "tokenizers/llama3", "tokenizers/qwen2", "tokenizers/gpt2",
   ])
   func directoriesLoadAndRoundTrip(_ path: String) throws {
@@ -337,7 +358,9 @@ struct RealTokenizerTests {
     var generator = SeededGenerator(seed: seed)
     let loses = path.contains("infinitensor")
     for _ in 0..<50 {
-      let text = randomText(&generator, length: 60).replacing("<|im_start|>", with: "")
+      // U+2581 stands for a space in SentencePiece vocabularies and does not come back.
+      var text = randomText(&generator, length: 60).replacing("<|im_start|>", with: "")
+      text.unicodeScalars.removeAll { $0 == "▁" }
       let ids = try tokenizer.encode(text, addSpecialTokens: false)
       let decoded = tokenizer.decode(ids)
       // Qwen normalises to NFC; the others give back what they got, unless they know no token for a character.
@@ -364,7 +387,6 @@ struct RealTokenizerTests {
     for _ in 0..<200 {
       var text = randomText(&generator, length: 80).replacing("<|im_start|>", with: "")
       if first.contains("qwen2") { text = text.precomposedStringWithCanonicalMapping }
-      // SentencePiece's own rules collapse no spaces for this model, but add the prefix only once.
       #expect(
         try left.encode(text, addSpecialTokens: false) == right.encode(text, addSpecialTokens: false),
         "seed \(seed), \(text.debugDescription)")
