@@ -387,6 +387,32 @@ struct ModelSection {
     }
   }
 
+  /// Tokens in the order of their ids, and merges as pairs with a space between.
+  init(tokens: [Bytes], merges: [Bytes], members: [String: JSONValue], kind: Kind, file: String) throws(EngineError) {
+    self.members = members
+    self.kind = kind
+    texts = TokenTable(capacity: tokens.count)
+    for (id, token) in tokens.enumerated() { texts.insert(token, id: TokenID(id)) }
+    for (number, merge) in merges.enumerated() {
+      // The first part has at least one character, whatever it is.
+      guard let space = merge.dropFirst().firstIndex(of: 0x20), !merge[(space + 1)...].contains(0x20) else {
+        throw EngineError(.invalidCheckpoint, "\(file): merge \(number) does not have two parts")
+      }
+      mergeBytes.append(contentsOf: merge[..<space])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+      mergeBytes.append(contentsOf: merge[(space + 1)...])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+    }
+  }
+
+  /// Words and continuations in the order of their ids.
+  init(texts words: [[UInt8]], members: [String: JSONValue], file: String) throws(EngineError) {
+    self.members = members
+    kind = .wordPiece
+    texts = TokenTable(capacity: words.count)
+    for (id, word) in words.enumerated() { word.withUnsafeBufferPointer { texts.insert($0, id: TokenID(id)) } }
+  }
+
   /// The tokens of `vocab.txt`, one a line.
   init(lines: Bytes, members: [String: JSONValue]) {
     self.members = members

@@ -272,6 +272,10 @@ struct RealTokenizerTests {
     ("llama-bpe", "llama3/derived_tokenizer.json"), ("llama-spm", "llama2/tokenizer.json"),
     ("phi-3", "phi-3/tokenizer.json"), ("qwen2", "qwen2/derived_qwen3_tokenizer.json"),
     ("llama-spm", "llama2/tokenizer.model"), ("llama-bpe", "llama3/tokenizer.model"),
+    ("bert-bge", "llama.cpp-vocab/ggml-vocab-bert-bge.gguf"),
+    ("deepseek-llm", "llama.cpp-vocab/ggml-vocab-deepseek-llm.gguf"),
+    ("gpt-2", "llama.cpp-vocab/ggml-vocab-gpt-2.gguf"), ("llama-spm", "llama.cpp-vocab/ggml-vocab-llama-spm.gguf"),
+    ("phi-3", "llama.cpp-vocab/ggml-vocab-phi-3.gguf"),
   ]
 
   /// The 47 strings of llama.cpp and their ids.
@@ -377,6 +381,9 @@ struct RealTokenizerTests {
     ("tokenizers/llama3/derived_tokenizer.json", "tokenizers/llama3/tokenizer.model"),
     ("tokenizers/gpt-oss/derived_tokenizer.json", "tokenizers/tiktoken/o200k_base.tiktoken"),
     ("tokenizers/qwen2/derived_qwen3_tokenizer.json", "tokenizers/qwen2/qwen.tiktoken"),
+    ("models/stories260K/hf/tokenizer.json", "models/stories260K/stories260K-F16.gguf"),
+    ("models/infinitensor-story/tokenizer.json", "models/infinitensor-story/infinitensor-story-F16.gguf"),
+    ("tokenizers/bert-base-uncased/tokenizer.json", "tokenizers/llama.cpp-vocab/ggml-vocab-bert-bge.gguf"),
   ])
   func formatsAgree(_ first: String, _ second: String) throws {
     guard SharedData.exists(first), SharedData.exists(second) else { return }
