@@ -336,8 +336,9 @@ while index < len(differences):
 table("splitScriptDifferences",
       "Where the UnicodeScripts pre-tokenizer differs after merging: gap, length less one, script or their number for any.",
       entries)
-table("splitScriptMerges", "Pairs of scripts that the UnicodeScripts pre-tokenizer takes for one.",
-      [x for s, o in sorted(merged.items()) if s != o for x in (s, o)])
+# Scripts newer than that pre-tokenizer go with every script.
+table("splitScriptMerges", "Scripts and what the UnicodeScripts pre-tokenizer takes them for: a script or any.",
+      [x for s in range(len(names)) if merged.get(s, len(names)) != s for x in (s, merged.get(s, len(names)))])
 
 with open("Sources/ApusTokenization/UnicodeData.swift", "w") as out:
     out.write("// Made by Scripts/unicode_tables.py, which says how; do not edit.\n\n")

@@ -22,6 +22,8 @@ public struct JSONReader {
   private let bytes: UnsafeBufferPointer<UInt8>
   /// Offset of the next byte to be read.
   public private(set) var offset = 0
+  /// How many bytes are left.
+  public var remaining: Int { bytes.count - offset }
   private var depth = 0
   private let depthLimit: Int
 
@@ -189,9 +191,29 @@ public struct JSONReader {
 
   /// Reads an integer.
   public mutating func readInt() throws(JSONError) -> Int {
+    skipWhitespace()
     let start = offset
+    // Most integers are a few plain digits.
+    var value = 0
+    while offset < bytes.count, offset - start < 18, let digit = digit() {
+      value = value * 10 + Int(digit)
+      offset += 1
+    }
+    if offset > start, offset - start < 18, bytes[start] != UInt8(ascii: "0") || offset == start + 1,
+      offset == bytes.count || !Self.continuesNumber(bytes[offset])
+    {
+      return value
+    }
+    offset = start
     guard let value = try readNumber().intValue else { throw JSONError("Expected an integer", at: start) }
     return value
+  }
+
+  private static func continuesNumber(_ byte: UInt8) -> Bool {
+    switch byte {
+    case UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "."), UInt8(ascii: "e"), UInt8(ascii: "E"): true
+    default: false
+    }
   }
 
   /// Reads a string.

@@ -35,6 +35,13 @@ struct BytePairEncoding: Sendable {
   /// Token of each ASCII character, where units are characters; -1 where there is none.
   private let asciiTokens: [TokenID]
   private let hasAffixes: Bool
+  /// Whether text can be cut before every U+2581 that follows another character, because no token reaches across such a
+  /// place. Models whose pieces are whole texts (SentencePiece style) are then encoded word by word.
+  private let cutsAtMarker: Bool
+  private static let marker: [UInt8] = [0xE2, 0x96, 0x81]
+
+  /// Values of all pairs of byte tokens, where units are bytes: the pairs that every word starts with.
+  private let bytePairs: [UInt64]
 
   init(options: Options, vocabulary: TokenTable, merges: PairTable) {
     self.options = options
@@ -47,6 +54,41 @@ struct BytePairEncoding: Sendable {
     }
     asciiTokens = (0..<128).map { vocabulary.id(of: [UInt8($0)]) ?? -1 }
     hasAffixes = !options.continuingPrefix.isEmpty || !options.wordSuffix.isEmpty
+    cutsAtMarker = !options.unitsAreBytes && !hasAffixes && Self.canCutAtMarker(vocabulary)
+    if options.unitsAreBytes {
+      let tokens = byteTokens
+      bytePairs = [UInt64](unsafeUninitializedCapacity: 1 << 16) { buffer, count in
+        for left in 0..<256 {
+          for right in 0..<256 {
+            buffer[left << 8 | right] = merges.value(
+              TokenIndex(bitPattern: tokens[left]), TokenIndex(bitPattern: tokens[right]))
+          }
+        }
+        count = 1 << 16
+      }
+    } else {
+      bytePairs = []
+    }
+  }
+
+  private static func canCutAtMarker(_ vocabulary: TokenTable) -> Bool {
+    guard vocabulary.id(of: marker) != nil else { return false }
+    for entry in 0..<vocabulary.count {
+      let token = vocabulary.bytes(entry: entry)
+      var index = 3
+      while index + 3 <= token.count {
+        if isMarker(token, index), !isMarker(token, index - 3) { return false }
+        index += 1
+      }
+      // A marker in one of the first three bytes but the first follows a shorter character.
+      for index in 1..<3 where index + 3 <= token.count && isMarker(token, index) { return false }
+    }
+    return true
+  }
+
+  @inline(__always)
+  private static func isMarker(_ bytes: Bytes, _ index: Int) -> Bool {
+    bytes[index] == 0xE2 && bytes[index + 1] == 0x96 && bytes[index + 2] == 0x81
   }
 
   /// Memory that encoding reuses from word to word.
@@ -57,6 +99,7 @@ struct BytePairEncoding: Sendable {
     fileprivate var previous: [Int32] = []
     fileprivate var heap: [UInt64] = []
     fileprivate var unit: [UInt8] = []
+    fileprivate var cache = WordCache()
   }
 
   /// Words of up to this many symbols are merged by scanning.
@@ -65,20 +108,57 @@ struct BytePairEncoding: Sendable {
   /// Appends the ids of one piece of text.
   func encode(_ piece: Bytes, into ids: inout [TokenID], scratch: inout Scratch) throws(EngineError) {
     guard let base = piece.baseAddress, piece.count > 0 else { return }
-    if options.ignoreMerges {
+    if options.unitsAreBytes, piece.count == 1 {
+      ids.append(byteTokens[Int(base[0])])
+      return
+    }
+    if cutsAtMarker, piece.count > 3 {
+      if options.ignoreMerges {
+        let id = vocabulary.id(base, piece.count)
+        if id >= 0 {
+          ids.append(id)
+          return
+        }
+      }
+      var start = 0
+      var index = 1
+      while index + 3 <= piece.count {
+        if piece[index] == 0xE2, Self.isMarker(piece, index), !(index >= 3 && Self.isMarker(piece, index - 3)) {
+          try encodeWord(Bytes(start: base + start, count: index - start), into: &ids, scratch: &scratch)
+          start = index
+          index += 3
+        } else {
+          index += 1
+        }
+      }
+      return try encodeWord(Bytes(start: base + start, count: piece.count - start), into: &ids, scratch: &scratch)
+    }
+    try encodeWord(piece, into: &ids, scratch: &scratch)
+  }
+
+  private func encodeWord(_ piece: Bytes, into ids: inout [TokenID], scratch: inout Scratch) throws(EngineError) {
+    let base = piece.baseAddress!
+    let key = WordCache.Key(base, piece.count)
+    if let key, scratch.cache.append(key, to: &ids) { return }
+    let start = ids.count
+    if options.ignoreMerges, !cutsAtMarker {
       let id = vocabulary.id(base, piece.count)
       if id >= 0 {
         ids.append(id)
+        if let key { scratch.cache.insert(key, ids, from: start) }
         return
       }
     }
     scratch.symbols.removeAll(keepingCapacity: true)
     if options.unitsAreBytes {
-      for byte in piece { scratch.symbols.append(TokenIndex(bitPattern: byteTokens[Int(byte)])) }
+      byteTokens.withUnsafeBufferPointer { tokens in
+        for byte in piece { scratch.symbols.append(TokenIndex(bitPattern: tokens[Int(byte)])) }
+      }
     } else {
       try appendCharacters(piece, scratch: &scratch)
     }
-    merge(into: &ids, scratch: &scratch)
+    merge(piece, into: &ids, scratch: &scratch)
+    if let key { scratch.cache.insert(key, ids, from: start) }
   }
 
   /// Fills `scratch.symbols` with one token per character, or its byte tokens, or the unknown token.
@@ -138,12 +218,26 @@ struct BytePairEncoding: Sendable {
   }
 
   /// Merges `scratch.symbols` and appends what remains.
-  private func merge(into ids: inout [TokenID], scratch: inout Scratch) {
+  private func merge(_ piece: Bytes, into ids: inout [TokenID], scratch: inout Scratch) {
     let count = scratch.symbols.count
     if count <= 1 {
       if count == 1 { ids.append(TokenID(bitPattern: scratch.symbols[0])) }
       return
     }
+    // Values of the pairs at hand.
+    scratch.values.removeAll(keepingCapacity: true)
+    scratch.symbols.withUnsafeBufferPointer { symbols in
+      if options.unitsAreBytes {
+        bytePairs.withUnsafeBufferPointer { pairs in
+          for index in 0..<(count - 1) {
+            scratch.values.append(pairs[Int(piece[index]) << 8 | Int(piece[index + 1])])
+          }
+        }
+      } else {
+        for index in 0..<(count - 1) { scratch.values.append(merges.value(symbols[index], symbols[index + 1])) }
+      }
+    }
+    scratch.values.append(.max)
     if count <= Self.scanLimit {
       mergeByScanning(count, into: &ids, scratch: &scratch)
     } else {
@@ -152,30 +246,27 @@ struct BytePairEncoding: Sendable {
   }
 
   private func mergeByScanning(_ initial: Int, into ids: inout [TokenID], scratch: inout Scratch) {
-    if scratch.values.count < initial {
-      scratch.values = [UInt64](repeating: .max, count: Swift.max(initial, Self.scanLimit))
-    }
     scratch.symbols.withUnsafeMutableBufferPointer { symbols in
       scratch.values.withUnsafeMutableBufferPointer { values in
         var count = initial
-        for index in 0..<(count - 1) { values[index] = merges.value(symbols[index], symbols[index + 1]) }
         while count > 1 {
           var best = 0
           var bestValue = values[0]
-          for index in 1..<Swift.max(1, count - 1) where values[index] >> 32 < bestValue >> 32 {
+          // Equal ranks merge left to right: the id in the lower half is the same then, so whole words can be compared.
+          for index in 1..<count where values[index] < bestValue {
             best = index
             bestValue = values[index]
           }
           if bestValue == .max { break }
           symbols[best] = TokenIndex(truncatingIfNeeded: bestValue)
           count -= 1
-          if best + 1 < count {
-            for index in (best + 1)..<count {
-              symbols[index] = symbols[index + 1]
-              values[index - 1] = values[index]
-            }
+          let moved = count - best - 1
+          if moved > 0 {
+            (symbols.baseAddress! + best + 1).update(from: symbols.baseAddress! + best + 2, count: moved)
+            (values.baseAddress! + best).update(from: values.baseAddress! + best + 1, count: moved)
             values[best] = merges.value(symbols[best], symbols[best + 1])
           }
+          values[count - 1] = .max
           if best > 0 { values[best - 1] = merges.value(symbols[best - 1], symbols[best]) }
         }
         for index in 0..<count { ids.append(TokenID(bitPattern: symbols[index])) }
@@ -184,16 +275,13 @@ struct BytePairEncoding: Sendable {
   }
 
   private func mergeByHeap(_ count: Int, into ids: inout [TokenID], scratch: inout Scratch) {
-    scratch.values.removeAll(keepingCapacity: true)
     scratch.next.removeAll(keepingCapacity: true)
     scratch.previous.removeAll(keepingCapacity: true)
     scratch.heap.removeAll(keepingCapacity: true)
     for index in 0..<count {
       scratch.next.append(Int32(truncatingIfNeeded: index + 1))
       scratch.previous.append(Int32(truncatingIfNeeded: index - 1))
-      let value =
-        index + 1 < count ? merges.value(scratch.symbols[index], scratch.symbols[index + 1]) : UInt64.max
-      scratch.values.append(value)
+      let value = scratch.values[index]
       if value != .max { scratch.heap.append(value & 0xFFFF_FFFF_0000_0000 | UInt64(index)) }
     }
     scratch.symbols.withUnsafeMutableBufferPointer { symbols in
@@ -294,5 +382,85 @@ struct MinimumHeap {
       }
       heap[parent] = element
     }
+  }
+}
+
+/// Recent words and their ids: a direct-mapped table whose entries take one or two cache lines. Encoding state owns one, so
+/// there is no locking.
+struct WordCache: Sendable {
+  /// The bytes of a word, padded with zeros.
+  struct Key {
+    fileprivate var first: UInt64
+    fileprivate var second: UInt64
+    fileprivate var third: UInt64
+    fileprivate var length: UInt32
+
+    static let longest = 24
+
+    /// Makes a key, or `nil` for a word that is too long.
+    @inline(__always)
+    init?(_ pointer: UnsafePointer<UInt8>, _ count: Int) {
+      guard count <= Self.longest else { return nil }
+      length = UInt32(truncatingIfNeeded: count)
+      (first, second, third) = (0, 0, 0)
+      if count < 8 {
+        first = loadTail(pointer, count)
+        return
+      }
+      first = load64(pointer)
+      if count < 16 {
+        second = loadTail(pointer + 8, count - 8)
+        return
+      }
+      second = load64(pointer + 8)
+      third = count == Self.longest ? load64(pointer + 16) : loadTail(pointer + 16, count - 16)
+    }
+
+    @inline(__always)
+    fileprivate var slot: Int {
+      let hash = mixHash(first ^ 0x9E37_79B9_7F4A_7C15, second ^ 0xA076_1D64_78BD_642F)
+      return Int(truncatingIfNeeded: mixHash(hash ^ third, UInt64(length) ^ 0xE703_7ED1_A0B4_28DB))
+        & (WordCache.size - 1)
+    }
+  }
+
+  private struct Entry {
+    var first: UInt64 = 0
+    var second: UInt64 = 0
+    var third: UInt64 = 0
+    /// Zero for an empty entry.
+    var length: UInt32 = 0
+    var count: UInt32 = 0
+    var ids: SIMD8<TokenID> = .zero
+  }
+
+  fileprivate static let size = 1 << 14
+  private var entries: [Entry] = []
+
+  /// Appends the ids of a word, if they are known.
+  @inline(__always)
+  func append(_ key: Key, to ids: inout [TokenID]) -> Bool {
+    guard !entries.isEmpty else { return false }
+    return entries.withUnsafeBufferPointer { entries in
+      let entry = entries.baseAddress! + key.slot
+      guard entry.pointee.first == key.first, entry.pointee.second == key.second, entry.pointee.third == key.third,
+        entry.pointee.length == key.length
+      else { return false }
+      for index in 0..<Int(entry.pointee.count) { ids.append(entry.pointee.ids[index]) }
+      return true
+    }
+  }
+
+  /// Remembers the ids from `start` on, unless they are too many.
+  @inline(__always)
+  mutating func insert(_ key: Key, _ ids: [TokenID], from start: Int) {
+    let count = ids.count - start
+    guard count <= 8 else { return }
+    if entries.isEmpty { entries = [Entry](repeating: Entry(), count: Self.size) }
+    var entry = Entry(
+      first: key.first, second: key.second, third: key.third, length: key.length,
+      count: UInt32(truncatingIfNeeded: count))
+    for index in 0..<count { entry.ids[index] = ids[start + index] }
+    entries[key.slot] = entry
   }
 }

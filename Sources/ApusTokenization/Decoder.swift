@@ -74,6 +74,9 @@ struct TextDecoder: Sendable {
   private(set) var endsInBytes = false
   /// Steps on the joined text.
   private(set) var textSteps: [DecoderStep] = []
+  /// How many of `tokenSteps`, from the first, work on each token by itself: they are applied once, when the tokenizer is
+  /// loaded.
+  private(set) var preparedSteps = 0
   /// Put between tokens when a tokenizer has no decoder at all.
   private(set) var separator: [UInt8] = []
 
@@ -101,6 +104,18 @@ struct TextDecoder: Sendable {
       default: tokenSteps.append(step)
       }
     }
+    preparedSteps =
+      tokenSteps.prefix { step in
+        switch step {
+        case .byteLevel, .replace, .replaceMatches, .strip: true
+        default: false
+        }
+      }.count
+  }
+
+  /// A token's text after the prepared steps.
+  func prepared(_ token: [UInt8]) -> [UInt8] {
+    tokenSteps[..<preparedSteps].reduce(token) { $1.applied(to: $0, isFirst: false) }
   }
 
   /// Adds what `clean_up_tokenization_spaces` asks for.

@@ -3,10 +3,10 @@ import Glibc
 
 /// A file mapped into memory for reading.
 struct FileBytes: ~Copyable {
-  let bytes: UnsafeBufferPointer<UInt8>
+  private let bytes: UnsafeBufferPointer<UInt8>
   private let mapping: UnsafeMutableRawPointer?
 
-  /// Maps a file. `limit` bounds its size.
+  /// Maps a file. `limit` bounds its size in bytes; memory is only used for what is looked at.
   init(_ path: String, limit: Int = 1 << 30) throws(EngineError) {
     let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else {
@@ -26,7 +26,7 @@ struct FileBytes: ~Copyable {
       bytes = UnsafeBufferPointer(start: nil, count: 0)
       return
     }
-    guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, descriptor, 0), address != MAP_FAILED
+    guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0), address != MAP_FAILED
     else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be read: \(String(cString: strerror(errno)))")
     }
@@ -36,6 +36,13 @@ struct FileBytes: ~Copyable {
 
   deinit {
     if let mapping { munmap(mapping, bytes.count) }
+  }
+
+  /// Calls `body` with the contents, which are mapped for as long as the call lasts.
+  borrowing func withBytes<Result, Failure: Error>(
+    _ body: (UnsafeBufferPointer<UInt8>) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    try body(bytes)
   }
 
   /// Whether a path names a regular file.

@@ -48,7 +48,7 @@ public struct IncrementalDetokenizer: Sendable {
   private mutating func appendBytes(_ id: TokenID) {
     guard let entry = tokenizer.decodingEntry(id) else { return }
     if skipsSpecialTokens, entry.isSpecial { return }
-    tokenizer.withDecodingBytes(entry) { state.append($0, isByte: entry.isByte) }
+    tokenizer.withDecodingBytes(entry) { state.append($0, entry) }
   }
 }
 
@@ -66,6 +66,11 @@ struct DecoderState: Sendable {
 
   private let decoder: TextDecoder
   private var textStates: [TextState] = []
+  /// How the steps that are left for each token can be taken.
+  private enum Route { case raw, text, bytes, general }
+  private let route: Route
+  /// Whether joined text goes to the output as it is, because no step on it has anything left to do.
+  private var passesText = false
   private var count = 0
   /// Values of the byte-fallback tokens of the present run, by step.
   private var run: [UInt8] = []
@@ -88,13 +93,49 @@ struct DecoderState: Sendable {
       default: textStates.append(.whole(step, held: []))
       }
     }
+    let left = decoder.tokenSteps[decoder.preparedSteps...]
+    if left.isEmpty {
+      route = decoder.endsInBytes ? .raw : .text
+    } else if left.count == 1, case .byteFallback? = left.first {
+      route = .bytes
+    } else {
+      route = .general
+    }
+    updatePassing()
   }
 
-  /// Feeds one token's text.
-  mutating func append(_ token: Bytes, isByte: Bool) {
+  private mutating func updatePassing() {
+    passesText = textStates.allSatisfy {
+      if case .strip(_, start: 0, stop: 0, let held) = $0 { held.isEmpty } else { false }
+    }
+  }
+
+  /// Feeds one token: its text after the prepared steps.
+  @inline(__always)
+  mutating func append(_ token: Bytes, _ entry: DecodingTable.Entry) {
     if !decoder.separator.isEmpty, count > 0 { receive(decoder.separator, at: 0) }
     count += 1
-    feed(Array(token), at: 0)
+    switch route {
+    case .raw: appendRaw(token)
+    case .text: receive(token)
+    case .bytes:
+      if entry.isByte {
+        run.append(entry.byte)
+      } else {
+        if !run.isEmpty { flushRun(at: decoder.tokenSteps.count - 1) }
+        receive(token)
+      }
+    case .general: feed(Array(token), at: decoder.preparedSteps)
+    }
+  }
+
+  @inline(__always)
+  private mutating func receive(_ text: Bytes) {
+    if passesText {
+      output.append(contentsOf: text)
+    } else {
+      receive(Array(text), at: 0)
+    }
   }
 
   /// Passes a token through the steps on tokens from `step` on.
@@ -121,7 +162,7 @@ struct DecoderState: Sendable {
       let result = kind.applied(to: token, isFirst: false)
       if !result.isEmpty { feed(result, at: step + 1) }
     case .byteLevel:
-      appendRaw(kind.applied(to: token, isFirst: false))
+      kind.applied(to: token, isFirst: false).withUnsafeBufferPointer { appendRaw($0) }
     default:
       let isFirst = counts[step] == 0
       counts[step] += 1
@@ -141,25 +182,39 @@ struct DecoderState: Sendable {
   }
 
   /// Appends bytes of a joined byte stream and passes on the whole characters.
-  private mutating func appendRaw(_ bytes: [UInt8]) {
+  private mutating func appendRaw(_ bytes: Bytes) {
+    if partial.isEmpty {
+      let rest = passWhole(bytes)
+      if rest < bytes.count { partial.append(contentsOf: bytes[rest...]) }
+      return
+    }
     partial.append(contentsOf: bytes)
+    let joined = partial
+    let rest = joined.withUnsafeBufferPointer { passWhole($0) }
+    partial.removeFirst(rest)
+  }
+
+  /// Passes on the whole characters that bytes start with, and U+FFFD for what can become none; gives the index of the rest.
+  private mutating func passWhole(_ bytes: Bytes) -> Int {
     var index = 0
-    var text: [UInt8] = []
-    partial.withUnsafeBufferPointer { buffer in
-      scan: while index < buffer.count {
-        switch utf8Step(buffer, index) {
-        case .valid(let length):
-          for position in index..<(index + length) { text.append(buffer[position]) }
-          index += length
-        case .invalid(let length):
-          text.append(contentsOf: [0xEF, 0xBF, 0xBD])
-          index += length
-        case .incomplete: break scan
-        }
+    var start = 0
+    scan: while index < bytes.count {
+      if bytes[index] < 0x80 {
+        index += 1
+        continue
+      }
+      switch utf8Step(bytes, index) {
+      case .valid(let length): index += length
+      case .invalid(let length):
+        receive(Bytes(rebasing: bytes[start..<index]))
+        receive([0xEF, 0xBF, 0xBD], at: 0)
+        index += length
+        start = index
+      case .incomplete: break scan
       }
     }
-    partial.removeFirst(index)
-    receive(text, at: 0)
+    if start < index { receive(Bytes(rebasing: bytes[start..<index])) }
+    return index
   }
 
   /// Passes joined text through the steps on text from `step` on.
@@ -206,6 +261,7 @@ struct DecoderState: Sendable {
       }
       textStates[step] = .strip(content: content, start: start, stop: stop, held: Array(all[end...]))
       receive(Array(all[..<end]), at: step + 1)
+      if start == 0, stop == 0 { updatePassing() }
     case .whole(let kind, let held):
       textStates[step] = .whole(kind, held: held + text)
     }

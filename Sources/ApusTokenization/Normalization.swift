@@ -198,7 +198,8 @@ final class NormalizationTables: @unchecked Sendable {
       if starter >= 0 {
         // A mark is blocked from its starter by a mark of the same or a higher class between them, or by a starter.
         let isAdjacent = output == starter + 1
-        if isAdjacent || (lastClass < combining && lastClass != 0), let composite = composite(segment[starter], scalar) {
+        if isAdjacent || (lastClass < combining && lastClass != 0), let composite = composite(segment[starter], scalar)
+        {
           segment[starter] = composite
           continue
         }

@@ -117,6 +117,10 @@ indirect enum Normalizer: Sendable {
       previousIsSpace = isSpace
       index += 1
     }
+    // SentencePiece looks at what it wrote, so that a U+2581 of the text itself counts as a space at the end.
+    if collapses {
+      while !result.isEmpty, result.suffix(space.count).elementsEqual(space) { result.removeLast(space.count) }
+    }
     text = result
   }
 

@@ -158,7 +158,8 @@ struct PatternProgram: Sendable {
     if instructions.count >= 100_000 { throw Self.unusable("it is too large") }
     instructions.append(
       Instruction(
-        operation: operation, a: Int32(clamping: a), b: Int32(clamping: b), c: Int32(clamping: c), d: Int32(clamping: d)))
+        operation: operation, a: Int32(clamping: a), b: Int32(clamping: b), c: Int32(clamping: c), d: Int32(clamping: d)
+      ))
     return instructions.count - 1
   }
 

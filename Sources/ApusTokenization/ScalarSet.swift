@@ -84,14 +84,18 @@ struct ScalarSet: Sendable {
     var bits = [UInt64](repeating: 0, count: 4) + [UInt64](repeating: .max, count: 4)
     var first = ByteSet()
     for range in set.ranges {
-      for scalar in range.lowerBound...Swift.min(Swift.max(range.lowerBound, 127), range.upperBound) where scalar < 128 {
+      for scalar in range.lowerBound...Swift.min(Swift.max(range.lowerBound, 127), range.upperBound) where scalar < 128
+      {
         if scalar < 64 { low |= 1 << UInt64(scalar) } else { high |= 1 << UInt64(scalar - 64) }
         first.insert(UInt8(scalar))
       }
       if range.upperBound >= 0x80 {
         let lead = { (scalar: UInt32) -> UInt8 in
-          scalar < 0x80 ? 0xC2 : scalar < 0x800 ? UInt8(0xC0 | scalar >> 6)
-            : scalar < 0x10000 ? UInt8(0xE0 | scalar >> 12) : UInt8(0xF0 | scalar >> 18)
+          scalar < 0x80
+            ? 0xC2
+            : scalar < 0x800
+              ? UInt8(0xC0 | scalar >> 6)
+              : scalar < 0x10000 ? UInt8(0xE0 | scalar >> 12) : UInt8(0xF0 | scalar >> 18)
         }
         for byte in lead(range.lowerBound)...lead(range.upperBound) { first.insert(byte) }
       }

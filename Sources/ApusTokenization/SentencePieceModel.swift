@@ -17,12 +17,22 @@ struct SentencePieceModel {
   private(set) var bos = 1
   private(set) var eos = 2
   private(set) var padding = -1
-  private(set) var characterMap: [UInt8] = []
-  private(set) var addsDummyPrefix = true
-  private(set) var removesExtraSpaces = true
+  var characterMap: [UInt8] = []
+  var addsDummyPrefix = true
+  var removesExtraSpaces = true
   private(set) var escapesSpaces = true
   private let file: String
 
+  /// Makes a model of pieces read elsewhere.
+  init(pieces: [Piece], isUnigram: Bool, fallsBackToBytes: Bool, file: String) {
+    self.pieces = pieces
+    self.isUnigram = isUnigram
+    self.fallsBackToBytes = fallsBackToBytes
+    self.file = file
+    (bos, eos) = (-1, -1)
+  }
+
+  /// Reads a file.
   init(_ bytes: Bytes, file: String) throws(EngineError) {
     self.file = file
     var reader = ProtocolBufferReader(bytes, file: file)

@@ -33,12 +33,11 @@ struct TiktokenFile {
 
   /// The family by the number of ranks. Files do not say which pattern goes with them.
   private func family() -> Family {
-    let llama3 =
-      #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
+    let llama3 = Patterns.cl100k(digits: "{1,3}")
     switch tokens.count {
     case 50256, 50257:
       return Family(
-        pattern: #"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"#,
+        pattern: Patterns.gpt2,
         special: [("<|endoftext|>", 50256)], bos: "<|endoftext|>", eos: "<|endoftext|>")
     case 100256:
       return Family(
@@ -60,27 +59,15 @@ struct TiktokenFile {
       var special = [("<|endoftext|>", 151643), ("<|im_start|>", 151644), ("<|im_end|>", 151645)]
       special += (0..<205).map { ("<|extra_\($0)|>", 151646 + $0) }
       return Family(
-        pattern:
-          #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#,
+        pattern: Patterns.cl100k(digits: ""),
         special: special, bos: nil, eos: "<|endoftext|>")
     case 163584:
-      let upper = #"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"#
-      let lower = #"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"#
-      let contraction = #"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"#
-      let lead = #"[^\r\n\p{L}\p{N}]?"#
       return Family(
-        pattern:
-          #"[\p{Han}]+|\#(lead)\#(upper)*\#(lower)+\#(contraction)|\#(lead)\#(upper)+\#(lower)*\#(contraction)|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#,
-        special: [("[BOS]", 163584), ("[EOS]", 163585)], bos: "[BOS]", eos: "[EOS]")
+        pattern: Patterns.kimi, special: [("[BOS]", 163584), ("[EOS]", 163585)], bos: "[BOS]", eos: "[EOS]")
     case 199998:
-      let upper = #"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"#
-      let lower = #"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"#
-      let contraction = #"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"#
-      let lead = #"[^\r\n\p{L}\p{N}]?"#
       return Family(
-        pattern:
-          #"\#(lead)\#(upper)*\#(lower)+\#(contraction)|\#(lead)\#(upper)+\#(lower)*\#(contraction)|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"#,
-        special: [("<|endoftext|>", 199999), ("<|endofprompt|>", 200018)], bos: nil, eos: "<|endoftext|>")
+        pattern: Patterns.o200k, special: [("<|endoftext|>", 199999), ("<|endofprompt|>", 200018)], bos: nil,
+        eos: "<|endoftext|>")
     default:
       return Family(pattern: llama3, special: [], bos: nil, eos: nil)
     }
@@ -133,7 +120,8 @@ struct TiktokenFile {
   static func matches(_ bytes: Bytes) -> Bool {
     let line = bytes.prefix(512).prefix { $0 != 0x0A }
     guard line.count < 512, let space = line.firstIndex(of: 0x20), space > 0 else { return false }
-    return Base64.decode(line[..<space]) != nil && line[(space + 1)...].allSatisfy { $0 >= 0x30 && $0 <= 0x39 || $0 == 0x0D }
+    return Base64.decode(line[..<space]) != nil
+      && line[(space + 1)...].allSatisfy { $0 >= 0x30 && $0 <= 0x39 || $0 == 0x0D }
   }
 }
 

@@ -57,9 +57,9 @@ public final class Tokenizer: Sendable {
   /// The id of the padding token, if there is one.
   public var paddingID: TokenID? { specialTokens.padding.flatMap(id(of:)) }
   /// Whether encoding with special tokens starts with the beginning-of-sequence token.
-  public var addsBOS: Bool { bosID.map { postProcessor.prefix.first == $0 } ?? false }
+  public var addsBOS: Bool { bosID.map { postProcessor.leadingToken == $0 } ?? false }
   /// Whether encoding with special tokens ends with the end-of-sequence token.
-  public var addsEOS: Bool { eosID.map { postProcessor.suffix.last == $0 } ?? false }
+  public var addsEOS: Bool { eosID.map { postProcessor.trailingToken == $0 } ?? false }
 
   /// Whether a token is a control token, which `decode` leaves out on request.
   public func isSpecial(_ id: TokenID) -> Bool { vocabulary.entry(id)?.isSpecial ?? false }
@@ -72,7 +72,7 @@ public final class Tokenizer: Sendable {
   /// The text of a token as the vocabulary spells it, or `nil` for an id without a token.
   public func tokenText(_ id: TokenID) -> String? {
     if let added = contentsOfAdded[id] { return added }
-    return vocabulary.entry(id).map { vocabulary.withBytes($0) { String(decoding: $0, as: UTF8.self) } }
+    return model.texts.bytes(of: id).map { String(decoding: $0, as: UTF8.self) }
   }
 
   /// The bytes that a token stands for in the middle of a text; empty for an id without a token. They need not be
@@ -126,6 +126,15 @@ public final class Tokenizer: Sendable {
     try bytes.withUnsafeBufferPointer { (buffer) throws(EngineError) in
       try encode(bytes: buffer, addSpecialTokens: addSpecialTokens)
     }
+  }
+
+  /// The ids of a pair of texts, as cross-encoders take them, and the segment (`token_type_ids`) of each id.
+  public func encode(_ first: String, pair second: String, addSpecialTokens: Bool = true) throws(EngineError)
+    -> (ids: [TokenID], types: [Int32])
+  {
+    let left = try encode(first, addSpecialTokens: false)
+    let right = try encode(second, addSpecialTokens: false)
+    return (addSpecialTokens ? postProcessor : .none).apply(to: left, right)
   }
 
   private func encodeValid(_ text: Bytes, addSpecialTokens: Bool) throws(EngineError) -> [TokenID] {
@@ -191,7 +200,8 @@ public final class Tokenizer: Sendable {
       scratch.list.text.append(contentsOf: whole[segment.start..<segment.end])
       scratch.list.pieces.append(
         PieceList.Piece(
-          start: 0, end: Int32(truncatingIfNeeded: segment.end - segment.start), isFirst: isFirst && segment.start == 0))
+          start: 0, end: Int32(truncatingIfNeeded: segment.end - segment.start), isFirst: isFirst && segment.start == 0)
+      )
       try encodePieces(into: &ids, scratch: &scratch)
     }
   }
@@ -210,7 +220,7 @@ public final class Tokenizer: Sendable {
     for id in ids {
       guard let entry = vocabulary.entry(id) else { continue }
       if skipSpecialTokens, entry.isSpecial { continue }
-      vocabulary.withBytes(entry) { state.append($0, isByte: entry.isByte) }
+      vocabulary.withBytes(entry) { state.append($0, entry) }
     }
     state.finish()
     return state.takeText()
@@ -246,7 +256,6 @@ struct EncodingScratch: Sendable {
   /// Buffers that grew for a text longer than this are let go.
   static let keptTextLimit = 1 << 20
 }
-
 
 /// What a loader gathers from files.
 struct TokenizerParts {
@@ -322,20 +331,20 @@ enum TokenModel: Sendable {
   }
 }
 
-/// Texts of all tokens by id, added tokens included.
+/// Texts of all tokens by id, added tokens included, as far as decoding can prepare them.
 struct DecodingTable: Sendable {
   /// Where the text of a token lies, and what it is.
   struct Entry: Sendable {
     fileprivate var start: UInt32
-    fileprivate var end: UInt32
+    fileprivate var length: UInt32
     var isSpecial: Bool
-    /// Whether the text is `<0xHH>`.
+    /// Whether the text is `<0xHH>`, and for which byte.
     var isByte: Bool
+    var byte: UInt8
   }
 
   private var arena: [UInt8] = []
   private var entries: [Entry] = []
-  private static let absent = Entry(start: .max, end: .max, isSpecial: false, isByte: false)
 
   var count: Int { entries.count }
 
@@ -343,29 +352,38 @@ struct DecodingTable: Sendable {
   /// so that decoders undo what normalizers did.
   init(_ parts: TokenizerParts, normalizedContents: [(TokenID, [UInt8])]) {
     let texts = parts.model.texts
+    let decoder = parts.decoder
     let greatest = parts.addedTokens.map { Int($0.id) }.max() ?? -1
-    entries = [Entry](repeating: Self.absent, count: Swift.max(texts.idLimit, greatest + 1))
-    arena = texts.arena
-    let specials = Set(parts.addedTokens.filter(\.isSpecial).map(\.content))
+    let absent = Entry(start: .max, length: 0, isSpecial: false, isByte: false, byte: 0)
+    entries = [Entry](repeating: absent, count: Swift.max(texts.idLimit, greatest + 1))
+    arena.reserveCapacity(texts.arena.count)
+    let isByteLevel: Bool = if case .byteLevel? = decoder.tokenSteps.first { true } else { false }
     for id in 0..<texts.idLimit {
-      if let slice = texts.bytes(of: TokenID(id)) {
-        entries[id] = Entry(
-          start: UInt32(slice.startIndex), end: UInt32(slice.endIndex), isSpecial: false,
-          isByte: DecoderStep.byteValue(slice) != nil)
+      guard let text = texts.bytes(of: TokenID(id)) else { continue }
+      let start = arena.count
+      if decoder.preparedSteps == 0 {
+        arena.append(bytes: text)
+      } else if isByteLevel, decoder.preparedSteps == 1 {
+        if !ByteAlphabet.append(text, to: &arena) { arena.append(bytes: text) }
+      } else {
+        arena.append(contentsOf: decoder.prepared(Array(text)))
       }
+      finish(TokenID(id), start, isSpecial: false)
     }
+    let normalized = Dictionary(normalizedContents, uniquingKeysWith: { $1 })
     for token in parts.addedTokens {
       let start = arena.count
-      arena.append(contentsOf: token.content.utf8)
-      entries[Int(token.id)] = Entry(
-        start: UInt32(start), end: UInt32(arena.count), isSpecial: specials.contains(token.content),
-        isByte: DecoderStep.byteValue(Array(token.content.utf8)) != nil)
+      arena.append(contentsOf: decoder.prepared(normalized[token.id] ?? Array(token.content.utf8)))
+      finish(token.id, start, isSpecial: token.isSpecial)
     }
-    for (id, content) in normalizedContents {
-      entries[Int(id)].start = UInt32(arena.count)
-      arena.append(contentsOf: content)
-      entries[Int(id)].end = UInt32(arena.count)
-    }
+  }
+
+  private mutating func finish(_ id: TokenID, _ start: Int, isSpecial: Bool) {
+    let length = arena.count - start
+    let byte = length == 6 ? DecoderStep.byteValue(arena[start...]) : nil
+    entries[Int(id)] = Entry(
+      start: UInt32(truncatingIfNeeded: start), length: UInt32(truncatingIfNeeded: length), isSpecial: isSpecial,
+      isByte: byte != nil, byte: byte ?? 0)
   }
 
   @inline(__always)
@@ -377,15 +395,15 @@ struct DecodingTable: Sendable {
 
   @inline(__always)
   func withBytes<Result>(_ entry: Entry, _ body: (Bytes) -> Result) -> Result {
-    arena.withUnsafeBufferPointer { body(Bytes(rebasing: $0[Int(entry.start)..<Int(entry.end)])) }
+    arena.withUnsafeBufferPointer { body(Bytes(start: $0.baseAddress! + Int(entry.start), count: Int(entry.length))) }
   }
 }
 
 extension TextDecoder {
-  /// The bytes of one token in the middle of a text.
+  /// The bytes of one token in the middle of a text, from its text after the prepared steps.
   func bytes(of token: [UInt8]) -> [UInt8] {
     var result = token
-    for step in tokenSteps {
+    for step in tokenSteps[preparedSteps...] {
       switch step {
       case .byteFallback: if let byte = DecoderStep.byteValue(result) { return [byte] }
       case .endOfWord(let suffix): result = replacing(result, suffix, with: [0x20])

@@ -80,7 +80,8 @@ struct TokenizerJSON {
       } else if let known = texts.id(of: Array(content.utf8)) {
         id = known
       } else {
-        id = greatest >= TokenID(texts.count) || (greatest >= 0 && texts.count == 0) ? greatest + 1 : TokenID(texts.count)
+        id =
+          greatest >= TokenID(texts.count) || (greatest >= 0 && texts.count == 0) ? greatest + 1 : TokenID(texts.count)
       }
       var token = AddedToken(content: content, id: id)
       token.isSingleWord = entry["single_word"]?.boolValue ?? false
@@ -240,12 +241,21 @@ struct TokenizerJSON {
       return try template(value)
     case "BertProcessing", "RobertaProcessing":
       func id(_ key: String) throws(EngineError) -> TokenID {
-        guard let pair = value[key]?.arrayValue, pair.count == 2, let id = pair[1].intValue, id >= 0, id < 1 << 28 else {
+        guard let pair = value[key]?.arrayValue, pair.count == 2, let id = pair[1].intValue, id >= 0, id < 1 << 28
+        else {
           throw failure("the post-processor has no usable \"\(key)\"")
         }
         return TokenID(id)
       }
-      return PostProcessor(prefix: [try id("cls")], suffix: [try id("sep")])
+      let start = try id("cls")
+      let end = try id("sep")
+      let isRoberta = value["type"] == "RobertaProcessing"
+      // RoBERTa puts two separators between texts and knows one segment only.
+      let second: Int32 = isRoberta ? 0 : 1
+      return PostProcessor(
+        single: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)],
+        pair: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)]
+          + (isRoberta ? [.token(end, type: 0)] : []) + [.second(type: second), .token(end, type: second)])
     case "Sequence":
       var result = PostProcessor.none
       for element in value["processors"]?.arrayValue ?? [] {
@@ -258,11 +268,16 @@ struct TokenizerJSON {
   }
 
   private func template(_ value: JSONValue) throws(EngineError) -> PostProcessor {
-    var result = PostProcessor.none
-    var pending: [TokenID] = []
-    var sequences = 0
-    for element in value["single"]?.arrayValue ?? [] {
-      if let name = element["SpecialToken"]?["id"]?.stringValue {
+    func parts(_ key: String) throws(EngineError) -> [PostProcessor.Part] {
+      var parts: [PostProcessor.Part] = []
+      for element in value[key]?.arrayValue ?? [] {
+        let body = element["SpecialToken"] ?? element["Sequence"] ?? .null
+        let type = Int32(clamping: body["type_id"]?.intValue ?? 0)
+        guard let name = body["id"]?.stringValue else { throw failure("a part of the template has no \"id\"") }
+        if element["Sequence"] != nil {
+          parts.append(name == "A" ? .first(type: type) : .second(type: type))
+          continue
+        }
         guard let ids = value["special_tokens"]?[name]?["ids"]?.arrayValue else {
           throw failure("the template names the token \"\(name)\", which \"special_tokens\" does not define")
         }
@@ -270,20 +285,15 @@ struct TokenizerJSON {
           guard let id = id.intValue, id >= 0, id < 1 << 28 else {
             throw failure("the template's token \"\(name)\" has no usable id")
           }
-          pending.append(TokenID(id))
+          parts.append(.token(TokenID(id), type: type))
         }
-      } else if element["Sequence"] != nil {
-        if sequences == 0 {
-          result.prefix = pending
-        } else {
-          result.repetitions.append(pending)
-        }
-        pending = []
-        sequences += 1
       }
+      return parts
     }
-    if sequences == 0 { throw failure("the template does not hold the text") }
-    result.suffix = pending
+    let result = PostProcessor(single: try parts("single"), pair: try parts("pair"))
+    guard result.single.contains(where: { if case .first = $0 { true } else { false } }) else {
+      throw failure("the template does not hold the text")
+    }
     return result
   }
 
@@ -329,30 +339,13 @@ struct TokenizerJSON {
   }
 }
 
-extension PostProcessor {
-  /// The effect of another post-processor applied to the result of this one.
-  func followed(by next: PostProcessor) -> PostProcessor {
-    if self == .none { return next }
-    if next == .none { return self }
-    var result = PostProcessor()
-    result.prefix = next.prefix + prefix
-    result.suffix = suffix + next.suffix
-    result.repetitions = repetitions
-    for between in next.repetitions {
-      result.repetitions.append(suffix + between + prefix)
-      result.repetitions += repetitions
-    }
-    return result
-  }
-}
-
 /// The `model` member of a `tokenizer.json`, read without making strings.
 struct ModelSection {
   /// Kinds of model.
   enum Kind { case bytePair, wordPiece, wordLevel, unigram }
 
   private(set) var kind = Kind.bytePair
-  let texts = TokenTable()
+  let texts: TokenTable
   private var members: [String: JSONValue] = [:]
   private var mergeBytes: [UInt8] = []
   /// Ends of the two parts of every merge in `mergeBytes`.
@@ -365,6 +358,7 @@ struct ModelSection {
   /// The parts of `vocab.json` and `merges.txt`.
   init(vocabulary: Bytes, merges: Bytes, members: [String: JSONValue], file: String) throws(EngineError) {
     self.members = members
+    texts = TokenTable(capacity: vocabulary.count / 24)
     let texts = texts
     do throws(JSONError) {
       var reader = JSONReader(vocabulary)
@@ -393,9 +387,36 @@ struct ModelSection {
     }
   }
 
+  /// Tokens in the order of their ids, and merges as pairs with a space between.
+  init(tokens: [Bytes], merges: [Bytes], members: [String: JSONValue], kind: Kind, file: String) throws(EngineError) {
+    self.members = members
+    self.kind = kind
+    texts = TokenTable(capacity: tokens.count)
+    for (id, token) in tokens.enumerated() { texts.insert(token, id: TokenID(id)) }
+    for (number, merge) in merges.enumerated() {
+      // The first part has at least one character, whatever it is.
+      guard let space = merge.dropFirst().firstIndex(of: 0x20), !merge[(space + 1)...].contains(0x20) else {
+        throw EngineError(.invalidCheckpoint, "\(file): merge \(number) does not have two parts")
+      }
+      mergeBytes.append(contentsOf: merge[..<space])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+      mergeBytes.append(contentsOf: merge[(space + 1)...])
+      mergeEnds.append(UInt32(truncatingIfNeeded: mergeBytes.count))
+    }
+  }
+
+  /// Words and continuations in the order of their ids.
+  init(texts words: [[UInt8]], members: [String: JSONValue], file: String) throws(EngineError) {
+    self.members = members
+    kind = .wordPiece
+    texts = TokenTable(capacity: words.count)
+    for (id, word) in words.enumerated() { word.withUnsafeBufferPointer { texts.insert($0, id: TokenID(id)) } }
+  }
+
   /// The tokens of `vocab.txt`, one a line.
   init(lines: Bytes, members: [String: JSONValue]) {
     self.members = members
+    texts = TokenTable(capacity: lines.count / 8)
     kind = .wordPiece
     var id: TokenID = 0
     for line in lines.split(separator: 0x0A, omittingEmptySubsequences: false) {
@@ -416,7 +437,7 @@ struct ModelSection {
     var ends: [UInt32] = []
     var scores: [Double] = []
     var members: [String: JSONValue] = [:]
-    let texts = texts
+    let texts = TokenTable(capacity: Swift.min(reader.remaining / 32, 1 << 20))
     try reader.readObject { (reader, key) throws(JSONError) in
       switch key {
       case "type": type = try reader.readString()
@@ -480,6 +501,7 @@ struct ModelSection {
       }
     }
     self.members = members
+    self.texts = texts
     self.scores = scores
     mergeBytes = merges
     mergeEnds = ends
@@ -568,6 +590,7 @@ struct ModelSection {
     let pairs = PairTable(capacity: mergeEnds.count / 2)
     var merged: [UInt8] = []
     let prefix = options.continuingPrefix.count
+    var expected = 0
     for index in 0..<(mergeEnds.count / 2) {
       let start = index == 0 ? 0 : Int(mergeEnds[index * 2 - 1])
       let middle = Int(mergeEnds[index * 2])
@@ -577,11 +600,20 @@ struct ModelSection {
       merged.removeAll(keepingCapacity: true)
       merged.append(contentsOf: mergeBytes[start..<middle])
       if prefix <= end - middle { merged.append(contentsOf: mergeBytes[(middle + prefix)..<end]) }
-      let result = merged.withUnsafeBufferPointer { buffer in
-        buffer.baseAddress.map { texts.id($0, buffer.count) } ?? -1
+      // Vocabularies mostly list the results of merges in order: try the entry after the last one before searching.
+      let result = merged.withUnsafeBufferPointer { buffer -> TokenID in
+        guard let base = buffer.baseAddress else { return -1 }
+        var entry = expected
+        if entry >= texts.count || !texts.matches(entry: entry, base, buffer.count) {
+          entry = texts.entry(base, buffer.count)
+          if entry < 0 { return -1 }
+        }
+        expected = entry + 1
+        return texts.id(entry: entry)
       }
       if left < 0 || right < 0 || result < 0 {
-        let pair = String(decoding: mergeBytes[start..<middle], as: UTF8.self) + " "
+        let pair =
+          String(decoding: mergeBytes[start..<middle], as: UTF8.self) + " "
           + String(decoding: mergeBytes[middle..<end], as: UTF8.self)
         throw EngineError(
           .invalidCheckpoint, "\(file): the merge \"\(pair)\" names a token that is not in the vocabulary")
@@ -593,11 +625,12 @@ struct ModelSection {
 
     var vocabulary = texts
     if unitsAreBytes {
-      vocabulary = TokenTable(capacity: texts.count)
+      // Whole words are only looked up where merges are ignored; else the single bytes are enough.
+      vocabulary = TokenTable(capacity: options.ignoreMerges ? texts.count : 256)
       var bytes: [UInt8] = []
-      for entry in 0..<texts.count {
+      for entry in 0..<texts.count where options.ignoreMerges || texts.bytes(entry: entry).count <= 2 {
         bytes.removeAll(keepingCapacity: true)
-        if texts.withBytes(entry: entry, { ByteAlphabet.append($0, to: &bytes) }) {
+        if ByteAlphabet.append(texts.bytes(entry: entry), to: &bytes) {
           bytes.withUnsafeBufferPointer { vocabulary.insert($0, id: texts.id(entry: entry)) }
         }
       }
@@ -607,8 +640,7 @@ struct ModelSection {
 
   private func id(_ start: Int, _ end: Int) -> TokenID {
     mergeBytes.withUnsafeBufferPointer { bytes in
-      start == end
-        ? withUnsafeBytePlaceholder { texts.id($0, 0) } : texts.id(bytes.baseAddress! + start, end - start)
+      bytes.baseAddress.map { texts.id($0 + start, end - start) } ?? -1
     }
   }
 }

@@ -24,14 +24,12 @@ extension Tokenizer {
     )
   }
 
-  /// Loads a tokenizer from one file: a `tokenizer.json`, a SentencePiece model or a tiktoken rank file, told apart by
-  /// their contents. `configuration` is the path of a `tokenizer_config.json`, if one goes with it.
+  /// Loads a tokenizer from one file: a `tokenizer.json`, a SentencePiece model, a tiktoken rank file or a GGUF file (whose
+  /// metadata hold one), told apart by their contents. `configuration` is the path of a `tokenizer_config.json`, if one goes with it.
   public static func load(file: String, configuration: String? = nil) throws(EngineError) -> Tokenizer {
     let read = try Configuration(file: configuration)
-    let isJSON: Bool
-    do {
-      let contents = try FileBytes(file)
-      isJSON = contents.bytes.first { ![0x20, 0x09, 0x0A, 0x0D].contains($0) } == UInt8(ascii: "{")
+    let isJSON = try FileBytes(file, limit: .max).withBytes { bytes in
+      bytes.first { ![0x20, 0x09, 0x0A, 0x0D].contains($0) } == UInt8(ascii: "{")
     }
     return try load(file, read, isJSON: isJSON)
   }
@@ -57,14 +55,11 @@ extension Tokenizer {
   private static func load(_ file: String, _ configuration: Configuration, isJSON: Bool) throws(EngineError)
     -> Tokenizer
   {
-    let contents = try FileBytes(file)
-    var parts: TokenizerParts
-    if isJSON {
-      parts = try TokenizerJSON(file: file).parse(contents.bytes)
-    } else if TiktokenFile.matches(contents.bytes) {
-      parts = try TiktokenFile(contents.bytes, file: file).parts()
-    } else {
-      parts = try SentencePieceModel(contents.bytes, file: file).parts()
+    var parts = try FileBytes(file, limit: .max).withBytes { (bytes) throws(EngineError) in
+      if isJSON { return try TokenizerJSON(file: file).parse(bytes) }
+      if GGUFTokenizer.matches(bytes) { return try GGUFTokenizer(bytes, file: file).parts() }
+      if TiktokenFile.matches(bytes) { return try TiktokenFile(bytes, file: file).parts() }
+      return try SentencePieceModel(bytes, file: file).parts()
     }
     try configuration.apply(to: &parts, file: file, isJSON: isJSON)
     return try Tokenizer(parts)
@@ -73,20 +68,22 @@ extension Tokenizer {
   private static func load(vocabulary: String, merges: String, _ configuration: Configuration) throws(EngineError)
     -> Tokenizer
   {
-    let vocabularyBytes = try FileBytes(vocabulary)
-    let mergeBytes = try FileBytes(merges)
-    let section = try ModelSection(
-      vocabulary: vocabularyBytes.bytes, merges: mergeBytes.bytes, members: [:], file: vocabulary)
+    let section = try FileBytes(vocabulary).withBytes { (words) throws(EngineError) in
+      try FileBytes(merges).withBytes { (pairs) throws(EngineError) in
+        try ModelSection(vocabulary: words, merges: pairs, members: [:], file: vocabulary)
+      }
+    }
     var sections: [String: JSONValue] = ["decoder": ["type": "ByteLevel"]]
     let addsSpace = configuration.value["add_prefix_space"]?.boolValue ?? false
     if configuration.value["tokenizer_class"]?.stringValue?.hasPrefix("Qwen2") ?? false {
-      let pattern =
-        #"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#
       sections["normalizer"] = ["type": "NFC"]
       sections["pre_tokenizer"] = [
         "type": "Sequence",
         "pretokenizers": [
-          ["type": "Split", "pattern": ["Regex": .string(pattern)], "behavior": "Isolated", "invert": false],
+          [
+            "type": "Split", "pattern": ["Regex": .string(Patterns.cl100k(digits: ""))], "behavior": "Isolated",
+            "invert": false,
+          ],
           ["type": "ByteLevel", "add_prefix_space": .bool(addsSpace), "use_regex": false],
         ],
       ]
@@ -105,10 +102,11 @@ extension Tokenizer {
   }
 
   private static func load(words file: String, _ configuration: Configuration) throws(EngineError) -> Tokenizer {
-    let contents = try FileBytes(file)
-    guard isValidUTF8(contents.bytes) else { throw EngineError(.invalidCheckpoint, "\(file) is not valid UTF-8") }
     let settings = configuration.value
-    let section = ModelSection(lines: contents.bytes, members: ["unk_token": settings["unk_token"] ?? "[UNK]"])
+    let section = try FileBytes(file).withBytes { (bytes) throws(EngineError) in
+      guard isValidUTF8(bytes) else { throw EngineError(.invalidCheckpoint, "\(file) is not valid UTF-8") }
+      return ModelSection(lines: bytes, members: ["unk_token": settings["unk_token"] ?? "[UNK]"])
+    }
     let sections: [String: JSONValue] = [
       "normalizer": [
         "type": "BertNormalizer", "clean_text": true,
@@ -120,7 +118,11 @@ extension Tokenizer {
     ]
     var parts = try TokenizerJSON(file: file).assemble(section, sections)
     if let start = parts.model.id(of: Array("[CLS]".utf8)), let end = parts.model.id(of: Array("[SEP]".utf8)) {
-      parts.postProcessor = PostProcessor(prefix: [start], suffix: [end])
+      parts.postProcessor = PostProcessor(
+        single: [.token(start, type: 0), .first(type: 0), .token(end, type: 0)],
+        pair: [
+          .token(start, type: 0), .first(type: 0), .token(end, type: 0), .second(type: 1), .token(end, type: 1),
+        ])
     }
     for name in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] {
       guard let id = parts.model.id(of: Array(name.utf8)) else { continue }
@@ -159,10 +161,12 @@ struct Configuration {
   private static func read(_ path: String) throws(EngineError) -> JSONValue {
     let contents = try FileBytes(path, limit: 64 << 20)
     do throws(JSONError) {
-      var reader = JSONReader(contents.bytes)
-      let value = try reader.readValue()
-      try reader.finish()
-      return value
+      return try contents.withBytes { (bytes) throws(JSONError) in
+        var reader = JSONReader(bytes)
+        let value = try reader.readValue()
+        try reader.finish()
+        return value
+      }
     } catch {
       throw EngineError(.invalidCheckpoint, "\(path): \(error)")
     }
@@ -267,7 +271,8 @@ struct Configuration {
     guard parts.postProcessor == .none, !isJSON || parts.lacksPostProcessor else { return }
     let addsBOS = value["add_bos_token"]?.boolValue ?? isLlama
     let addsEOS = value["add_eos_token"]?.boolValue ?? false
-    if addsBOS, let bos = id(parts.specialTokens.bos) { parts.postProcessor.prefix = [bos] }
-    if addsEOS, let eos = id(parts.specialTokens.eos) { parts.postProcessor.suffix = [eos] }
+    let prefix = addsBOS ? [id(parts.specialTokens.bos)].compactMap(\.self) : []
+    let suffix = addsEOS ? [id(parts.specialTokens.eos)].compactMap(\.self) : []
+    parts.postProcessor = .around(prefix: prefix, suffix: suffix)
   }
 }

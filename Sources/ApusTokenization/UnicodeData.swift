@@ -933,8 +933,9 @@ enum UnicodeData {
     5?]CS5R]4Zj4S55oR4S5
     """#
 
-  /// Pairs of scripts that the UnicodeScripts pre-tokenizer takes for one.
+  /// Scripts and what the UnicodeScripts pre-tokenizer takes them for: a script or any.
   static let splitScriptMerges: StaticString = #"""
-    e1_1m1_1
+    GS5LS5P1S5Q1S5U1S5]1S5a1S5e1_1m1_1n1S5Q2S5_2S5d2S5e2S5Q3S5R3S5V3S5W3S5_3S5b3S5U4S5W4S5b4S5j4S5m4S5n4
+    S5P5S5R5S5
     """#
 }

@@ -172,11 +172,13 @@ final class UnicodeTables: @unchecked Sendable {
     case "digit": categories(1 << 8)
     case "graph": categories(1 << 25 | 1 << 27 | 1 << 29).union(whiteSpace).inverted
     case "lower": property(named: "Lowercase")
-    case "print": categories(1 << 25 | 1 << 27 | 1 << 29).union(
-      ScalarRanges([0x09...0x0D, 0x85...0x85, 0x2028...0x2029])
-    ).inverted
-    case "punct": categories(Category.punctuation).union(
-      ScalarRanges([0x24...0x24, 0x2B...0x2B, 0x3C...0x3E, 0x5E...0x5E, 0x60...0x60, 0x7C...0x7C, 0x7E...0x7E]))
+    case "print":
+      categories(1 << 25 | 1 << 27 | 1 << 29).union(
+        ScalarRanges([0x09...0x0D, 0x85...0x85, 0x2028...0x2029])
+      ).inverted
+    case "punct":
+      categories(Category.punctuation).union(
+        ScalarRanges([0x24...0x24, 0x2B...0x2B, 0x3C...0x3E, 0x5E...0x5E, 0x60...0x60, 0x7C...0x7C, 0x7E...0x7E]))
     case "space": whiteSpace
     case "upper": property(named: "Uppercase")
     case "word": word
@@ -311,7 +313,8 @@ struct UnicodeDataReader {
 /// Codes of general categories, as `UnicodeData.categories` numbers them.
 enum Category {
   static let names = [
-    "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc",
+    "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm",
+    "Sc",
     "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Co", "Cn",
   ]
   static let letters: UInt32 = 0x1F

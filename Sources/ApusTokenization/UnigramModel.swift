@@ -131,7 +131,7 @@ struct TokenTrie: Sendable {
     var tokens: [TokenID] = [-1]
     for entry in 0..<vocabulary.count {
       let bytes = vocabulary.bytes(entry: entry)
-      if bytes.isEmpty { continue }
+      if bytes.count == 0 { continue }
       var node: TokenIndex = 0
       for byte in bytes {
         let found = children.value(node, TokenIndex(byte))

@@ -84,7 +84,8 @@ struct WordScanner: Sendable {
       var single = scanner
       single.spaces = .newline
       known[
-        #"\#(foldShort)|[^\r\n\p{L}\p{N}]?+\p{L}+|\#(text)| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"#] = single
+        #"\#(foldShort)|[^\r\n\p{L}\p{N}]?+\p{L}+|\#(text)| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"#] =
+        single
       for (contractions, suffix) in [(true, fold + "?"), (false, "")] {
         let cased = WordScanner(
           .cased, contractions: contractions, foldsCase: true, digits: digits, trailing: .newlinesAndSlashes,
@@ -310,5 +311,19 @@ struct WordScanner: Sendable {
     // A run before a word leaves its last character to the word; a single one stands alone.
     if index < count, last > start { return last }
     return index
+  }
+}
+
+/// The hand-made matchers as tests see them.
+package enum WordScannerPatterns {
+  /// The text of every pattern that has a hand-made matcher.
+  package static var all: [String] { WordScanner.known.keys.sorted() }
+
+  /// The ends of all pieces of a text, or `nil` for a pattern without a matcher.
+  package static func ends(_ pattern: String, _ text: [UInt8]) -> [Int]? {
+    guard let scanner = WordScanner(pattern: pattern) else { return nil }
+    var ends: [Int32] = []
+    text.withUnsafeBufferPointer { scanner.scan($0, ends: &ends) }
+    return ends.map(Int.init)
   }
 }

@@ -1,0 +1,323 @@
+import ApusCore
+
+/// Reads the tokenizer out of the metadata of a GGUF file (versions 2 and 3).
+struct GGUFTokenizer {
+  private let file: String
+  private var model = ""
+  private var preTokenizer = "default"
+  private var tokens: [Bytes] = []
+  private var merges: [Bytes] = []
+  private var scores: [Float] = []
+  private var kinds: [Int32] = []
+  private var numbers: [String: Int] = [:]
+  private var flags: [String: Bool] = [:]
+  private var characterMap: [UInt8] = []
+
+  private static let prefix = "tokenizer.ggml."
+
+  /// Whether bytes start like a GGUF file.
+  static func matches(_ bytes: Bytes) -> Bool { bytes.starts(with: "GGUF".utf8) }
+
+  /// Reads the metadata. The bytes must outlive the value.
+  init(_ bytes: Bytes, file: String) throws(EngineError) {
+    self.file = file
+    var reader = Reader(bytes: bytes, file: file, index: 4)
+    let version = try reader.integer(4)
+    guard version == 2 || version == 3 else {
+      throw EngineError(.unsupported, "\(file): GGUF version \(version) is not supported, only 2 and 3 are")
+    }
+    _ = try reader.integer(8)
+    let count = try reader.integer(8)
+    for _ in 0..<count {
+      let key = String(decoding: try reader.string(), as: UTF8.self)
+      let type = try reader.integer(4)
+      guard key.hasPrefix(Self.prefix) else {
+        try reader.skip(type)
+        continue
+      }
+      switch (String(key.dropFirst(Self.prefix.count)), type) {
+      case ("model", 8): model = String(decoding: try reader.string(), as: UTF8.self)
+      case ("pre", 8): preTokenizer = String(decoding: try reader.string(), as: UTF8.self)
+      case ("tokens", 9): tokens = try reader.strings()
+      case ("merges", 9): merges = try reader.strings()
+      case ("scores", 9): scores = try reader.words().map { Float(bitPattern: $0) }
+      case ("token_type", 9): kinds = try reader.words().map { Int32(bitPattern: $0) }
+      case ("precompiled_charsmap", 9): characterMap = try reader.byteArray()
+      case (let name, 4), (let name, 5): numbers[name] = Int(Int32(truncatingIfNeeded: try reader.integer(4)))
+      case (let name, 7): flags[name] = try reader.integer(1) != 0
+      default: try reader.skip(type)
+      }
+    }
+    guard !tokens.isEmpty else {
+      throw EngineError(.invalidCheckpoint, "\(file) holds no tokenizer: it has no tokenizer.ggml.tokens")
+    }
+    for token in tokens where !isValidUTF8(token) {
+      throw EngineError(.invalidCheckpoint, "\(file): a token is not valid UTF-8")
+    }
+    guard kinds.isEmpty || kinds.count == tokens.count, scores.isEmpty || scores.count == tokens.count else {
+      throw EngineError(.invalidCheckpoint, "\(file): the tokenizer's arrays differ in length")
+    }
+  }
+
+  /// The tokenizer.
+  func parts() throws(EngineError) -> TokenizerParts {
+    var parts: TokenizerParts
+    switch model {
+    case "llama", "t5": parts = try sentencePiece()
+    case "gpt2": parts = try byteLevel()
+    case "bert": parts = try wordPiece()
+    default:
+      throw EngineError(.unsupported, "\(file): the tokenizer kind \"\(model)\" is not supported")
+    }
+    func name(_ key: String) -> String? {
+      guard let id = numbers[key], tokens.indices.contains(id) else { return nil }
+      return text(of: TokenID(id), parts)
+    }
+    parts.specialTokens.bos = name("bos_token_id")
+    parts.specialTokens.eos = name("eos_token_id")
+    parts.specialTokens.unknown = name("unknown_token_id") ?? parts.specialTokens.unknown
+    parts.specialTokens.padding = name("padding_token_id")
+    if model == "bert" {
+      let start = numbers["cls_token_id"] ?? numbers["bos_token_id"] ?? 101
+      let end = numbers["seperator_token_id"] ?? numbers["separator_token_id"] ?? 102
+      parts.postProcessor = PostProcessor(
+        single: [.token(TokenID(start), type: 0), .first(type: 0), .token(TokenID(end), type: 0)],
+        pair: [
+          .token(TokenID(start), type: 0), .first(type: 0), .token(TokenID(end), type: 0), .second(type: 1),
+          .token(TokenID(end), type: 1),
+        ])
+      return parts
+    }
+    // Llama's and Llama 3's texts start with their first token even in files that do not say so; T5's end with theirs.
+    let addsBOS = flags["add_bos_token"] ?? (model == "llama" || Self.llama3.contains(preTokenizer))
+    let addsEOS = flags["add_eos_token"] ?? (model == "t5")
+    let bos = addsBOS ? numbers["bos_token_id"].map { [TokenID($0)] } ?? [] : []
+    let eos = addsEOS ? numbers["eos_token_id"].map { [TokenID($0)] } ?? [] : []
+    parts.postProcessor = .around(prefix: bos, suffix: eos)
+    return parts
+  }
+
+  private func text(of id: TokenID, _ parts: TokenizerParts) -> String? {
+    parts.addedTokens.first { $0.id == id }?.content
+      ?? parts.model.texts.bytes(of: id).map { String(decoding: $0, as: UTF8.self) }
+  }
+
+  private func kind(_ id: Int) -> SentencePieceModel.PieceKind {
+    kinds.isEmpty ? .normal : SentencePieceModel.PieceKind(rawValue: Int(kinds[id])) ?? .normal
+  }
+
+  private func sentencePiece() throws(EngineError) -> TokenizerParts {
+    let pieces = tokens.indices.map { id in
+      SentencePieceModel.Piece(text: Array(tokens[id]), score: scores.isEmpty ? -Float(id) : scores[id], kind: kind(id))
+    }
+    var unigram = SentencePieceModel(
+      pieces: pieces, isUnigram: model == "t5", fallsBackToBytes: pieces.contains { $0.kind == .byte }, file: file)
+    unigram.characterMap = characterMap
+    unigram.addsDummyPrefix = flags["add_space_prefix"] ?? true
+    unigram.removesExtraSpaces = flags["remove_extra_whitespaces"] ?? (model == "t5")
+    return try unigram.parts()
+  }
+
+  /// Tokens found in the text before the model runs.
+  private func addedTokens() -> [AddedToken] {
+    tokens.indices.compactMap { id in
+      let kind = kind(id)
+      guard [.control, .userDefined, .unknown].contains(kind), tokens[id].count > 0 else { return nil }
+      var token = AddedToken(content: String(decoding: tokens[id], as: UTF8.self), id: TokenID(id))
+      token.isSpecial = kind != .userDefined
+      return token
+    }
+  }
+
+  private func byteLevel() throws(EngineError) -> TokenizerParts {
+    let takesWords = Self.llama3.contains(preTokenizer) || preTokenizer == "tekken"
+    let section = try ModelSection(
+      tokens: tokens, merges: merges, members: ["ignore_merges": .bool(takesWords)], kind: .bytePair, file: file)
+    var sections: [String: JSONValue] = ["decoder": ["type": "ByteLevel"]]
+    let byteLevel: JSONValue = ["type": "ByteLevel", "add_prefix_space": false, "use_regex": false]
+    func sequence(_ steps: [JSONValue]) -> JSONValue {
+      ["type": "Sequence", "pretokenizers": .array(steps + [byteLevel])]
+    }
+    func split(_ pattern: String) -> JSONValue {
+      ["type": "Split", "pattern": ["Regex": .string(pattern)], "behavior": "Isolated", "invert": false]
+    }
+    let digits: JSONValue = ["type": "Digits", "individual_digits": true]
+    let name = preTokenizer
+    switch name {
+    case "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "roberta-bpe", "gigachat", "dbrx":
+      sections["pre_tokenizer"] = sequence([split(Patterns.gpt2)])
+    case _ where Self.llama3.contains(name), "glm4", "chatglm-bpe", "smaug-bpe":
+      sections["pre_tokenizer"] = sequence([split(Patterns.cl100k(digits: "{1,3}"))])
+    case "qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan":
+      sections["pre_tokenizer"] = sequence([split(Patterns.cl100k(digits: ""))])
+      if name == "qwen2" || name == "deepseek-r1-qwen" { sections["normalizer"] = ["type": "NFC"] }
+    case "gpt-4o", "llama4", "o200k": sections["pre_tokenizer"] = sequence([split(Patterns.o200k)])
+    case "tekken": sections["pre_tokenizer"] = sequence([split(Patterns.tekken)])
+    case "deepseek-llm":
+      sections["pre_tokenizer"] = sequence([
+        split("[\r\n]"), split(#"\s?\p{L}+"#), split(#"\s?\p{P}+"#), split("[一-龥ࠀ-一가-퟿]+"), digits,
+      ])
+    case "deepseek-coder":
+      sections["pre_tokenizer"] = sequence([
+        split("[\r\n]"), split(#"\s?\p{L}+"#), split(#"\s?\p{P}+"#), split("[一-龥ࠀ-一가-퟿]+"), split(#"\p{N}"#),
+      ])
+    case "deepseek-v3", "hunyuan-dense":
+      sections["pre_tokenizer"] = sequence([
+        split(#"\p{N}{1,3}"#), split("[一-龥぀-ゟ゠-ヿ]+"), split(Patterns.deepSeekV3),
+      ])
+    case "starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b":
+      sections["pre_tokenizer"] = sequence([digits, split(Patterns.gpt2)])
+    case "falcon":
+      sections["pre_tokenizer"] = sequence([
+        ["type": "Punctuation", "behavior": "Contiguous"], split(Patterns.gpt2), split("[0-9][0-9][0-9]"),
+      ])
+    case "kimi-k2": sections["pre_tokenizer"] = sequence([split(Patterns.kimi)])
+    default:
+      throw EngineError(
+        .unsupported,
+        "\(file): the pre-tokenizer \"\(name)\" is not known; use the checkpoint's tokenizer.json instead")
+    }
+    var parts = try TokenizerJSON(file: file).assemble(section, sections)
+    parts.addedTokens = addedTokens()
+    return parts
+  }
+
+  private static let llama3: Set = ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"]
+
+  private func wordPiece() throws(EngineError) -> TokenizerParts {
+    // Words are stored with U+2581 before them and continuations without anything.
+    var texts: [[UInt8]] = []
+    let marker: [UInt8] = [0xE2, 0x96, 0x81]
+    for id in tokens.indices {
+      let token = tokens[id]
+      if token.starts(with: marker) {
+        texts.append(Array(token.dropFirst(3)))
+      } else if kind(id) == .normal {
+        texts.append(Array("##".utf8) + Array(token))
+      } else {
+        texts.append(Array(token))
+      }
+    }
+    let section = try ModelSection(
+      texts: texts, members: ["unk_token": "[UNK]", "continuing_subword_prefix": "##"], file: file)
+    var parts = try TokenizerJSON(file: file).assemble(
+      section,
+      [
+        "normalizer": ["type": "BertNormalizer"], "pre_tokenizer": ["type": "BertPreTokenizer"],
+        "decoder": ["type": "WordPiece", "prefix": "##", "cleanup": true],
+      ])
+    parts.addedTokens = addedTokens()
+    return parts
+  }
+
+  /// Reads the little-endian values of the format.
+  private struct Reader {
+    let bytes: Bytes
+    let file: String
+    var index: Int
+
+    private func broken() -> EngineError {
+      EngineError(.invalidCheckpoint, "\(file) is not a whole GGUF file: its metadata break off at byte \(index)")
+    }
+
+    /// Checks that `count` elements of `size` bytes are left.
+    private func require(_ count: UInt64, _ size: UInt64) throws(EngineError) {
+      let (total, overflow) = count.multipliedReportingOverflow(by: size)
+      guard !overflow, total <= UInt64(bytes.count - index) else { throw broken() }
+    }
+
+    mutating func integer(_ size: Int) throws(EngineError) -> UInt64 {
+      try require(1, UInt64(size))
+      var value: UInt64 = 0
+      for offset in 0..<size { value |= UInt64(bytes[index + offset]) << UInt64(offset * 8) }
+      index += size
+      return value
+    }
+
+    mutating func string() throws(EngineError) -> Bytes {
+      let length = try integer(8)
+      try require(length, 1)
+      defer { index += Int(length) }
+      return Bytes(rebasing: bytes[index..<(index + Int(length))])
+    }
+
+    mutating func strings() throws(EngineError) -> [Bytes] {
+      guard try integer(4) == 8 else { throw broken() }
+      let count = try integer(8)
+      try require(count, 8)
+      var result: [Bytes] = []
+      result.reserveCapacity(Int(count))
+      for _ in 0..<count { result.append(try string()) }
+      return result
+    }
+
+    mutating func words() throws(EngineError) -> [UInt32] {
+      guard [4, 5, 6].contains(try integer(4)) else { throw broken() }
+      let count = try integer(8)
+      try require(count, 4)
+      defer { index += Int(count) * 4 }
+      return (0..<Int(count)).map { load32(bytes.baseAddress! + index + $0 * 4) }
+    }
+
+    mutating func byteArray() throws(EngineError) -> [UInt8] {
+      guard [0, 1].contains(try integer(4)) else { throw broken() }
+      let count = try integer(8)
+      try require(count, 1)
+      defer { index += Int(count) }
+      return Array(bytes[index..<(index + Int(count))])
+    }
+
+    private static let sizes: [UInt64: UInt64] = [
+      0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8,
+    ]
+
+    mutating func skip(_ type: UInt64, depth: Int = 0) throws(EngineError) {
+      if let size = Self.sizes[type] {
+        try require(1, size)
+        index += Int(size)
+      } else if type == 8 {
+        _ = try string()
+      } else if type == 9, depth < 4 {
+        let element = try integer(4)
+        let count = try integer(8)
+        if let size = Self.sizes[element] {
+          try require(count, size)
+          index += Int(count * size)
+        } else {
+          try require(count, 8)
+          for _ in 0..<count { try skip(element, depth: depth + 1) }
+        }
+      } else {
+        throw broken()
+      }
+    }
+  }
+}
+
+/// Pre-tokenizer patterns that files without a tokenizer.json refer to by name.
+enum Patterns {
+  static let gpt2 = #"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"#
+
+  private static let contractions = #"(?i:'s|'t|'re|'ve|'m|'ll|'d)"#
+  private static let end = #"\s*[\r\n]+|\s+(?!\S)|\s+"#
+  private static let lead = #"[^\r\n\p{L}\p{N}]?"#
+
+  /// The pattern of Llama 3 (up to three digits, `{1,3}`) and Qwen 2 (one).
+  static func cl100k(digits: String) -> String {
+    #"\#(contractions)|\#(lead)\p{L}+|\p{N}\#(digits)| ?[^\s\p{L}\p{N}]+[\r\n]*|\#(end)"#
+  }
+
+  private static func cased(_ exception: String, _ suffix: String) -> String {
+    let upper = #"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}\#(exception)]"#
+    let lower = #"[\p{Ll}\p{Lm}\p{Lo}\p{M}\#(exception)]"#
+    return #"\#(lead)\#(upper)*\#(lower)+\#(suffix)|\#(lead)\#(upper)+\#(lower)*\#(suffix)"#
+  }
+
+  static let o200k = #"\#(cased("", contractions + "?"))|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\#(end)"#
+  static let tekken = #"\#(cased("", ""))|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\#(end)"#
+  static let kimi =
+    #"[\p{Han}]+|\#(cased(#"&&[^\p{Han}]"#, contractions + "?"))|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\#(end)"#
+  static let deepSeekV3 =
+    ##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"##
+    + end
+}
