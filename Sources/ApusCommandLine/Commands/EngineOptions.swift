@@ -137,7 +137,7 @@ struct EngineOptions: ParsableArguments {
 
   /// The model's path, which must lead somewhere.
   func requiredPath() throws(CommandFailure) -> String {
-    guard let path else {
+    guard let path = path ?? demoModelPath() else {
       throw .usage("No model given; name a checkpoint directory, as in 'apus serve models/Qwen2.5-0.5B-Instruct'.")
     }
     guard fileExists(path) else {
@@ -146,6 +146,19 @@ struct EngineOptions: ParsableArguments {
     }
     return path
   }
+}
+
+/// The demo model that comes with Apus: `Models/apus-demo` in the working directory, beside the executable, or in a
+/// folder above it (a build's executable lies a few levels below the package).
+func demoModelPath() -> String? {
+  var folders = ["."]
+  if var folder = executablePath().map({ String($0[..<($0.lastIndex(of: "/") ?? $0.endIndex)]) }) {
+    for _ in 0..<5 where !folder.isEmpty {
+      folders.append(folder)
+      folder = String(folder[..<(folder.lastIndex(of: "/") ?? folder.startIndex)])
+    }
+  }
+  return folders.lazy.map { "\($0)/Models/apus-demo" }.first { fileExists("\($0)/config.json") }
 }
 
 /// Sampling values on the command line. What is not given comes from the checkpoint's generation_config.json.
