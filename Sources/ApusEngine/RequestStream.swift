@@ -97,16 +97,15 @@ final class RequestStream: GenerationSource {
 
   func next() async throws(EngineError) -> GenerationChunk? {
     while true {
+      if Task.isCancelled {
+        cancel()
+        throw EngineError(.aborted, "The task that read the generation was cancelled.")
+      }
       switch take() {
       case .failure(let error): throw error
       case .news(let tokens, let logprobs, let prompt, let reason, let usage):
         return assemble(tokens, logprobs, prompt, reason, usage)
-      case .nothing:
-        await waitForNews()
-        if Task.isCancelled {
-          cancel()
-          throw EngineError(.aborted, "The task that read the generation was cancelled.")
-        }
+      case .nothing: await waitForNews()
       }
     }
   }

@@ -14,7 +14,7 @@ private func withTinyEngine<Result>(
   let config = """
     {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
      "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
-     "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+     "max_position_embeddings": 65536, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
      "tie_word_embeddings": false, "torch_dtype": "float32", "initializer_range": 0.3, "eos_token_id": 299}
     """
   try Data(config.utf8).write(to: directory.appendingPathComponent("config.json"))
@@ -22,6 +22,7 @@ private func withTinyEngine<Result>(
   configuration.loadFormat = .dummy
   configuration.randomSeed = 7
   configuration.servedModelName = "tiny"
+  configuration.contextLength = 256
   change(&configuration)
   return try await withEngine(configuration, body)
 }
@@ -76,10 +77,14 @@ private func code(_ body: () async throws -> Void) async -> EngineError.Code? {
     }
   }
 
+  /// So long that no request of the next tests ends by itself before it is aborted.
+  private func long(_ configuration: inout EngineConfiguration) { configuration.contextLength = 65_536 }
+
   @Test func aDroppedIteratorAbortsItsRequest() async throws {
-    try await withTinyEngine { engine in
+    try await withTinyEngine(long) { engine in
       do {
-        var iterator = try engine.generate(Request(prompt: .tokens([1]), sampling: sampling(250))).makeAsyncIterator()
+        var iterator = try engine.generate(Request(prompt: .tokens([1]), sampling: sampling(60_000)))
+          .makeAsyncIterator()
         _ = try await iterator.next()
       }
       // The flush waits until the request is gone.
@@ -89,10 +94,10 @@ private func code(_ body: () async throws -> Void) async -> EngineError.Code? {
   }
 
   @Test func aCancelledTaskAbortsItsRequest() async throws {
-    try await withTinyEngine { engine in
+    try await withTinyEngine(long) { engine in
       let task = Task {
         var count = 0
-        for try await _ in try engine.generate(Request(prompt: .tokens([1]), sampling: sampling(250))) {
+        for try await _ in try engine.generate(Request(prompt: .tokens([1]), sampling: sampling(60_000))) {
           count += 1
           if count == 1 { withUnsafeCurrentTask { $0?.cancel() } }
         }
@@ -104,8 +109,8 @@ private func code(_ body: () async throws -> Void) async -> EngineError.Code? {
   }
 
   @Test func abortByNameEndsTheStreamWithAReason() async throws {
-    try await withTinyEngine { engine in
-      let stream = try engine.generate(Request(id: "mine", prompt: .tokens([1]), sampling: sampling(250)))
+    try await withTinyEngine(long) { engine in
+      let stream = try engine.generate(Request(id: "mine", prompt: .tokens([1]), sampling: sampling(60_000)))
       #expect(engine.abort("mine"))
       #expect(!engine.abort("nobody"))
       let result = try await stream.result()
