@@ -179,10 +179,12 @@ extension QuantizationConfiguration {
     guard bits == 4 else { throw fields.unsupported("AWQ with \(bits) bits is not implemented; 4 is") }
     let version = try fields.text("version")?.lowercased() ?? "gemm"
     guard version == "gemm" else {
-      throw fields.unsupported("the AWQ weights are packed for the kernel \(version); those packed for gemm can be read")
+      throw fields.unsupported(
+        "the AWQ weights are packed for the kernel \(version); those packed for gemm can be read")
     }
     method = "awq"
-    let sizeKey = fields.value("group_size") == nil && fields.value("q_group_size") != nil ? "q_group_size" : "group_size"
+    let sizeKey =
+      fields.value("group_size") == nil && fields.value("q_group_size") != nil ? "q_group_size" : "group_size"
     groups = [Group(targets: ["Linear"], scheme: .awq(groupSize: try Self.groupSize(fields, sizeKey)))]
     ignored = try Self.names(fields, ["modules_to_not_convert"])
   }
@@ -267,7 +269,8 @@ extension QuantizationConfiguration {
   }
 
   /// Inputs that share a scale; -1 in the file and 0 here for all of them.
-  private static func groupSize(_ fields: ConfigurationFields, _ key: String = "group_size") throws(EngineError) -> Int {
+  private static func groupSize(_ fields: ConfigurationFields, _ key: String = "group_size") throws(EngineError) -> Int
+  {
     guard let size = fields.value(key)?.intValue, size == -1 || (1...1 << 24).contains(size) else {
       throw fields.invalid("\(key) must be -1 or an integer from 1 to \(1 << 24)")
     }
