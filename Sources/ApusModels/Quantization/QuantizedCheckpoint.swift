@@ -77,14 +77,13 @@ public final class QuantizedCheckpoint: WeightStore {
       let scheme = quantization.scheme(for: module)
     else { return try checkpoint.load(name, shape: shape, role: role) }
     let (outputs, inputs) = (shape[0], shape[1])
-    let memory = try CPUBackend.hostMemory(byteCount: outputs * inputs * 4)
-    let out = memory.address.assumingMemoryBound(to: Float.self)
+    let memory: DeviceMemory
     switch scheme {
     case .gptq(let bits, let groupSize, let zeroOffset, let actOrder):
-      try gptq(
-        module, outputs, inputs, bits: bits, groupSize: groupSize, zeroOffset: zeroOffset, actOrder: actOrder, out: out)
+      memory = try gptq(
+        module, outputs, inputs, bits: bits, groupSize: groupSize, zeroOffset: zeroOffset, actOrder: actOrder)
     case .awq(let groupSize):
-      try awq(module, outputs, inputs, groupSize: groupSize, out: out)
+      memory = try awq(module, outputs, inputs, groupSize: groupSize)
     case .packedInteger(let bits, let scales, let isSymmetric, let actOrder):
       let words = (inputs + 32 / bits - 1) / (32 / bits)
       let codes = try stored(module + ".weight_packed", types: ["I32"], shapes: [[outputs, words]])
@@ -96,18 +95,18 @@ public final class QuantizedCheckpoint: WeightStore {
               + "\(shape)")
         }
       }
-      try rowMajor(
+      memory = try rowMajor(
         module, outputs, inputs, codes: .packed(codes, bits: bits, words: words), scales: scales,
-        zeroBits: isSymmetric ? nil : bits, actOrder: actOrder, out: out)
+        zeroBits: isSymmetric ? nil : bits, actOrder: actOrder)
     case .integer8(let scales, let isSymmetric, let actOrder):
       let codes = try stored(name, types: ["I8"], shapes: [shape])
-      try rowMajor(
+      memory = try rowMajor(
         module, outputs, inputs, codes: .integer8(codes), scales: scales, zeroBits: isSymmetric ? nil : 8,
-        actOrder: actOrder, out: out)
+        actOrder: actOrder)
     case .float8(let scales):
       let codes = try stored(name, types: ["F8_E4M3"], shapes: [shape])
-      try rowMajor(
-        module, outputs, inputs, codes: .float8(codes), scales: scales, zeroBits: nil, actOrder: false, out: out)
+      memory = try rowMajor(
+        module, outputs, inputs, codes: .float8(codes), scales: scales, zeroBits: nil, actOrder: false)
     }
     return WeightSource(
       address: UnsafeRawPointer(memory.address), dtype: .float32, rows: outputs, columns: inputs, owner: memory)
@@ -182,9 +181,8 @@ public final class QuantizedCheckpoint: WeightStore {
 
   /// GPTQ: `qweight` [inputs / per word, outputs], `qzeros` [groups, outputs / per word], `scales` [groups, outputs].
   private func gptq(
-    _ module: String, _ outputs: Int, _ inputs: Int, bits: Int, groupSize: Int, zeroOffset: Int, actOrder: Bool,
-    out: UnsafeMutablePointer<Float>
-  ) throws(EngineError) {
+    _ module: String, _ outputs: Int, _ inputs: Int, bits: Int, groupSize: Int, zeroOffset: Int, actOrder: Bool
+  ) throws(EngineError) -> DeviceMemory {
     let perWord = 32 / bits
     let groups = groupSize == 0 ? 1 : (inputs + groupSize - 1) / groupSize
     try divisible(module, outputs, inputs, by: perWord, both: true)
@@ -206,7 +204,7 @@ public final class QuantizedCheckpoint: WeightStore {
     // A word whose inputs are all of one group, as without act-order, needs one scale and one zero.
     let isOrdered = (0..<inputs).allSatisfy { indices[$0] == indices[$0 / perWord * perWord] }
     let block = 32
-    dequantize(scales, zeroNumbers, indices) { scale, zero, group in
+    return try dequantize(outputs * inputs, scales, zeroNumbers, indices) { out, scale, zero, group in
       nonisolated(unsafe) let (out, words) = (out, weights.address)
       nonisolated(unsafe) let (scale, zero, group) = (scale, zero, group)
       forEach(chunks: (outputs + block - 1) / block) { chunk in
@@ -238,8 +236,8 @@ public final class QuantizedCheckpoint: WeightStore {
 
   /// AWQ: `qweight` [inputs, outputs / 8], `qzeros` [groups, outputs / 8], `scales` [groups, outputs].
   private func awq(
-    _ module: String, _ outputs: Int, _ inputs: Int, groupSize: Int, out: UnsafeMutablePointer<Float>
-  ) throws(EngineError) {
+    _ module: String, _ outputs: Int, _ inputs: Int, groupSize: Int
+  ) throws(EngineError) -> DeviceMemory {
     let groupSize = groupSize == 0 ? inputs : groupSize
     let groups = (inputs + groupSize - 1) / groupSize
     try divisible(module, outputs, inputs, by: 8, both: false)
@@ -254,7 +252,7 @@ public final class QuantizedCheckpoint: WeightStore {
     let words = outputs / 8
     // Tiles of inputs by words, so that a line of either matrix is used whole before it leaves the cache.
     let (tile, block) = (64, 16)
-    dequantize(scales, zeroNumbers, []) { scale, zero, _ in
+    return try dequantize(outputs * inputs, scales, zeroNumbers, []) { out, scale, zero, _ in
       nonisolated(unsafe) let (out, codes) = (out, weights.address)
       nonisolated(unsafe) let (scale, zero) = (scale, zero)
       forEach(chunks: (words + block - 1) / block) { chunk in
@@ -294,8 +292,8 @@ public final class QuantizedCheckpoint: WeightStore {
   /// - Parameter zeroBits: the bits of zero points; `nil` where there are none.
   private func rowMajor(
     _ module: String, _ outputs: Int, _ inputs: Int, codes: Codes, scales: QuantizationConfiguration.Scales,
-    zeroBits: Int?, actOrder: Bool, out: UnsafeMutablePointer<Float>
-  ) throws(EngineError) {
+    zeroBits: Int?, actOrder: Bool
+  ) throws(EngineError) -> DeviceMemory {
     let one = [[], [1], [1, 1]]
     let each = [[outputs, 1], [outputs]]
     var (rows, columns, shapes) = (1, 1, one)
@@ -358,7 +356,7 @@ public final class QuantizedCheckpoint: WeightStore {
 
     let block = 16
     let (groups, height, segments) = (columns, rowBlock, runs)
-    dequantize(scaleNumbers, zeroNumbers, indices) { scale, zero, _ in
+    return try dequantize(outputs * inputs, scaleNumbers, zeroNumbers, indices) { out, scale, zero, _ in
       Self.float8Numbers.withUnsafeBufferPointer { table in
         nonisolated(unsafe) let (out, scale, zero, table) = (out, scale, zero, table.baseAddress!)
         forEach(chunks: (outputs + block - 1) / block) { chunk in
@@ -394,12 +392,15 @@ public final class QuantizedCheckpoint: WeightStore {
     }
   }
 
-  /// Hands the addresses of a matrix' parameters to a loop.
+  /// Allocates a matrix and hands it to a loop, with the addresses of its parameters. Comes after all checks of what the
+  /// file holds, so that impossible sizes are refused before memory for them is asked for.
   private func dequantize(
-    _ scales: [Float], _ zeros: [Float], _ groups: [Int32],
-    _ body: (UnsafePointer<Float>, UnsafePointer<Float>, UnsafePointer<Int32>) -> Void
-  ) {
-    body(scales, zeros, groups)
+    _ count: Int, _ scales: [Float], _ zeros: [Float], _ groups: [Int32],
+    _ body: (UnsafeMutablePointer<Float>, UnsafePointer<Float>, UnsafePointer<Float>, UnsafePointer<Int32>) -> Void
+  ) throws(EngineError) -> DeviceMemory {
+    let memory = try CPUBackend.hostMemory(byteCount: 4 * count)
+    body(memory.address.assumingMemoryBound(to: Float.self), scales, zeros, groups)
+    return memory
   }
 
   /// Packed formats hold whole words only.
