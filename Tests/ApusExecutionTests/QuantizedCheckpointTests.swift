@@ -211,6 +211,52 @@ struct QuantizedMatrixTests {
     }
     #expect(error?.message.contains("up_proj.weight has type F8_E4M3") == true)
   }
+
+  /// Headers and configurations changed at random: an error with a sentence or a matrix, never a crash.
+  @Test func mutatedFilesAreRefusedOrRead() throws {
+    var generator = SeededGenerator(seed: 31)
+    var refused = 0
+    let junk: [JSONValue] = [.null, 0, -1, 3, 7, 1.5, "", "group", "gptq", [], [0], [1_099_511_627_776, 2], ["a"], true]
+    for entry in try Self.cases() {
+      let good = safetensors(entry.tensors)
+      let headerEnd = good.count - entry.tensors.reduce(0) { $0 + $1.bytes.count }
+      for round in 0..<24 {
+        var bytes = good
+        var json = entry.json
+        if round % 2 == 0 {
+          for _ in 0..<2 {
+            bytes[.random(in: 8..<headerEnd, using: &generator)] = .random(in: 32..<127, using: &generator)
+          }
+        } else {
+          json = Self.mutated(json, with: junk.randomElement(using: &generator)!, &generator)
+        }
+        let directory = try TemporaryDirectory()
+        try directory.write("model.safetensors", bytes)
+        do {
+          let quantization = try configuration([("quantization_config", json)]).quantization
+          guard let quantization else { continue }
+          let store = QuantizedCheckpoint(try SafetensorsCheckpoint(directory: directory.path), quantization)
+          _ = try store.load("model.layers.0.mlp.up_proj.weight", shape: entry.shape, role: .matrix)
+        } catch let error as EngineError {
+          #expect([.invalidCheckpoint, .unsupported].contains(error.code) && error.message.hasSuffix("."))
+          refused += 1
+        }
+      }
+    }
+    #expect(refused > 200)
+  }
+
+  /// One value somewhere in a tree replaced.
+  private static func mutated(_ json: JSONValue, with value: JSONValue, _ generator: inout SeededGenerator) -> JSONValue
+  {
+    guard case .object(var object) = json, let key = object.keys.randomElement(using: &generator) else { return value }
+    if Bool.random(using: &generator), case .object? = object[key] {
+      object[key] = mutated(object[key]!, with: value, &generator)
+    } else {
+      object[key] = value
+    }
+    return .object(object)
+  }
 }
 
 /// Whole tiny models.
@@ -480,6 +526,10 @@ struct QuantizationConfigurationTests {
       ),
       (["quant_method": "awq", "bits": 8, "group_size": 8], .unsupported, ["8 bits"]),
       (["quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemv"], .unsupported, ["gemv"]),
+      (
+        ["quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm", "backend": "llm-awq"], .unsupported,
+        ["llm-awq"]
+      ),
       (["quant_method": "fp8", "fmt": "e5m2"], .unsupported, ["e5m2"]),
       (["quant_method": "fp8", "weight_block_size": [128]], .invalidCheckpoint, ["weight_block_size"]),
       (["quant_method": "fp8", "ignored_layers": "lm_head"], .invalidCheckpoint, ["ignored_layers"]),

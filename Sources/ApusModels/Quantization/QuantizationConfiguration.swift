@@ -177,6 +177,9 @@ extension QuantizationConfiguration {
     let key = fields.value("bits") == nil && fields.value("w_bit") != nil ? "w_bit" : "bits"
     let bits = try fields.size(key, limit: 32)
     guard bits == 4 else { throw fields.unsupported("AWQ with \(bits) bits is not implemented; 4 is") }
+    if let backend = try fields.text("backend"), backend.lowercased() != "autoawq" {
+      throw fields.unsupported("AWQ weights as \(backend) packs them are not implemented; those of AutoAWQ are")
+    }
     let version = try fields.text("version")?.lowercased() ?? "gemm"
     guard version == "gemm" else {
       throw fields.unsupported(
