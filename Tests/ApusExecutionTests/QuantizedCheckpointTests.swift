@@ -216,7 +216,9 @@ struct QuantizedMatrixTests {
   @Test func mutatedFilesAreRefusedOrRead() throws {
     var generator = SeededGenerator(seed: 31)
     var refused = 0
-    let junk: [JSONValue] = [.null, 0, -1, 3, 7, 1.5, "", "group", "gptq", [], [0], [1_099_511_627_776, 2], ["a"], true]
+    let junk: [JSONValue] = [
+      .null, 0, -1, 3, 7, 1.5, "", "group", "gptq", [], [0], [1_099_511_627_776, 2], ["a"], true,
+    ]
     for entry in try Self.cases() {
       let good = safetensors(entry.tensors)
       let headerEnd = good.count - entry.tensors.reduce(0) { $0 + $1.bytes.count }

@@ -7,18 +7,21 @@ public import ApusTensors
 /// copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is, whether or
 /// not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
 ///
-/// Weights are packed as bfloat16 unless a caller asks for another format, so they take as much memory as those of the
-/// unquantised model. Integers with a scale for each output go the same way: `WeightFormat.int8PerChannel` computes
-/// scales of its own from the largest number of each output, which need not be the checkpoint's.
+/// No kernel computes with 4-bit weights yet: they are packed as bfloat16 unless a caller asks for another format, and so
+/// take as much memory as those of the unquantised model. Integers with a scale for each output go the same way:
+/// `WeightFormat.int8PerChannel` computes scales of its own from the largest number of each output, which need not be the
+/// checkpoint's.
 ///
 /// The formulas, all in float32 with the operations in this order (n an output, k an input, g its group):
 /// - GPTQ: w[n, k] = (q[n, k] - z[g, n]) * s[g, n]; g is `g_idx[k]`, or k / group size. q and z are unsigned; z is the
-///   stored number plus one modulo 2^bits in format v1. `qweight` packs inputs, `qzeros` outputs, lowest bits first.
-///   Source: AutoGPTQ, `qlinear_cuda_old.py` and `qlinear_exllama.py`; GPTQModel for `gptq_v2`.
+///   stored number plus one modulo 2^bits in format v1, as later versions of AutoGPTQ have it (earlier ones take 2^bits
+///   where the largest number is stored). `qweight` packs inputs, `qzeros` outputs, lowest bits first.
+///   Source: AutoGPTQ, `nn_modules/qlinear/qlinear_cuda.py` and `qlinear_cuda_old.py`; GPTQModel for `gptq_v2`.
 /// - AWQ: the same formula with g = k / group size; `qweight` and `qzeros` pack eight outputs in a word, in the order
 ///   0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits. Source: AutoAWQ, `awq/utils/packing_utils.py`.
 /// - compressed-tensors: w[n, k] = (q[n, k] - z[n, g]) * s[n, g] with signed q and z, which packed words hold plus
 ///   2^(bits - 1), lowest bits first; words pack inputs of weights and outputs of zero points.
+///   A g that is not k / group size comes from `weight_g_idx`.
 ///   Source: compressed-tensors, `quantization/lifecycle/forward.py` and `compressors/`.
 /// - fp8: w[n, k] = q[n, k] * s[n / block rows, k / block columns]. `weight_scale_inv` is this factor itself, in spite of
 ///   its name. Source: DeepSeek-V3, `inference/kernel.py` (`weight_dequant`).
