@@ -97,7 +97,12 @@ public enum ModelLoader {
       directory: options.path, vocabularySize: configuration.vocabularySize)
     let store: any WeightStore
     switch options.loadFormat {
-    case .safetensors: store = try SafetensorsCheckpoint(directory: options.path)
+    case .safetensors:
+      let checkpoint = try SafetensorsCheckpoint(directory: options.path)
+      store =
+        if let quantization = configuration.quantization {
+          QuantizedCheckpoint(checkpoint, quantization, helper: backend as? CPUBackend)
+        } else { checkpoint }
     case .dummy(let seed):
       store = DummyWeights(
         seed: seed, initializerRange: configuration.initializerRange,

@@ -6,7 +6,7 @@ import Foundation
 import Testing
 
 /// A directory that is removed with the object.
-private final class TemporaryDirectory {
+final class TemporaryDirectory {
   let path: String
 
   init() throws {
@@ -23,11 +23,18 @@ private final class TemporaryDirectory {
 }
 
 /// A tensor for a file.
-private struct FileTensor {
+struct FileTensor {
   var name: String
   var type = "F32"
   var shape: [Int]
   var bytes: [UInt8]
+
+  init(_ name: String, type: String, _ shape: [Int], _ bytes: [UInt8]) {
+    self.name = name
+    self.type = type
+    self.shape = shape
+    self.bytes = bytes
+  }
 
   init(_ name: String, _ shape: [Int], _ values: [Float]) {
     self.name = name
@@ -36,11 +43,11 @@ private struct FileTensor {
   }
 }
 
-private func safetensors(header: String, data: [UInt8]) -> [UInt8] {
+func safetensors(header: String, data: [UInt8]) -> [UInt8] {
   withUnsafeBytes(of: UInt64(header.utf8.count).littleEndian) { Array($0) } + Array(header.utf8) + data
 }
 
-private func safetensors(_ tensors: [FileTensor], padding: Int = 0) -> [UInt8] {
+func safetensors(_ tensors: [FileTensor], padding: Int = 0) -> [UInt8] {
   var entries = [#""__metadata__":{"format":"pt"}"#]
   var data: [UInt8] = []
   for tensor in tensors {

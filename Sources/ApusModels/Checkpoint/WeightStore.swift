@@ -88,6 +88,15 @@ public final class SafetensorsCheckpoint: WeightStore {
     return SafetensorsFile.weightTypes[entry.typeName]
   }
 
+  /// The names of all tensors.
+  var tensorNames: some Sequence<String> { locations.keys }
+
+  /// Where a tensor of any type lies; `nil` if there is none of that name.
+  func entry(_ name: String) -> (file: SafetensorsFile, entry: SafetensorsFile.Entry)? {
+    guard let location = locations[name], let entry = files[location].entries[name] else { return nil }
+    return (files[location], entry)
+  }
+
   public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
     guard let location = locations[name], let entry = files[location].entries[name] else {
       throw EngineError(

@@ -37,6 +37,8 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var rotary: RotaryConfiguration
   /// The number format the checkpoint says it has; `nil` if it is silent.
   public var dtype: DType?
+  /// How linear layers are stored; `nil` where they are plain numbers.
+  public var quantization: QuantizationConfiguration?
   /// End-of-sequence tokens in `config.json`; `generation_config.json` goes before them.
   public var eosTokenIDs: [TokenID]
   public var bosTokenID: TokenID?
@@ -88,12 +90,6 @@ extension ModelConfiguration {
   public init(json: JSONValue, path: String = "config.json") throws(EngineError) {
     let fields = try ConfigurationFields(json, path: path)
     let architecture = try ModelArchitecture.select(fields)
-    for key in ["quantization_config", "compression_config"] where !(json[key]?.isNull ?? true) {
-      let method = json[key]?["quant_method"]?.stringValue ?? json[key]?["quant_algo"]?.stringValue
-      throw fields.unsupported(
-        "the weights are stored quantised (\(key)\(method.map { ", method \($0)" } ?? "")); only F32, F16 and BF16 "
-          + "checkpoints can be read, so take the unquantised one and --quantization int8 if memory is short")
-    }
     let activation = try fields.text("hidden_act") ?? "silu"
     guard activation == "silu" || activation == "swish" else {
       throw fields.unsupported("the activation function \(activation) is not implemented; only silu is")
@@ -131,6 +127,7 @@ extension ModelConfiguration {
     rotary = try RotaryConfiguration(
       fields, headDimension: headDimension, maxPositionEmbeddings: maxPositionEmbeddings)
     dtype = try Self.dtype(fields)
+    quantization = try QuantizationConfiguration(fields)
     eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)
     bosTokenID = try fields.tokens("bos_token_id", vocabularySize: vocabularySize).first
     initializerRange = Float(try fields.number("initializer_range") ?? 0.02)
