@@ -6,8 +6,8 @@ struct FileBytes: ~Copyable {
   let bytes: UnsafeBufferPointer<UInt8>
   private let mapping: UnsafeMutableRawPointer?
 
-  /// Maps a file. `limit` bounds its size.
-  init(_ path: String, limit: Int = 1 << 30) throws(EngineError) {
+  /// Maps a file. `limit` bounds its size; `populates` reads it at once, which suits files that are read as a whole.
+  init(_ path: String, limit: Int = 1 << 30, populates: Bool = true) throws(EngineError) {
     let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be opened: \(String(cString: strerror(errno)))")
@@ -26,7 +26,7 @@ struct FileBytes: ~Copyable {
       bytes = UnsafeBufferPointer(start: nil, count: 0)
       return
     }
-    guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, descriptor, 0), address != MAP_FAILED
+    guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE | (populates ? MAP_POPULATE : 0), descriptor, 0), address != MAP_FAILED
     else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be read: \(String(cString: strerror(errno)))")
     }

@@ -37,6 +37,22 @@ struct SentencePieceModel {
     if pieces.isEmpty { throw EngineError(.invalidCheckpoint, "\(file) holds no pieces: it is no SentencePiece model") }
   }
 
+  /// A byte-pair model whose pieces and settings come from elsewhere.
+  init(
+    pieces: [Piece], bos: Int, eos: Int, padding: Int, fallsBackToBytes: Bool, addsDummyPrefix: Bool,
+    removesExtraSpaces: Bool, file: String
+  ) {
+    self.file = file
+    self.pieces = pieces
+    self.bos = bos
+    self.eos = eos
+    self.padding = padding
+    self.fallsBackToBytes = fallsBackToBytes
+    self.addsDummyPrefix = addsDummyPrefix
+    self.removesExtraSpaces = removesExtraSpaces
+    isUnigram = false
+  }
+
   private static func piece(_ message: Bytes, _ file: String) throws(EngineError) -> Piece {
     var piece = Piece(text: [], score: 0, kind: .normal)
     var reader = ProtocolBufferReader(message, file: file)

@@ -393,6 +393,35 @@ struct ModelSection {
     }
   }
 
+  /// A byte-pair model whose tokens, in the order of their ids, and merges are fed by `fill`.
+  init(
+    members: [String: JSONValue], file: String,
+    fill: (_ token: (Bytes) -> Void, _ merge: (Bytes) throws(EngineError) -> Void) throws(EngineError) -> Void
+  ) throws(EngineError) {
+    self.members = members
+    let texts = texts
+    var nextID: TokenID = 0
+    var bytes: [UInt8] = []
+    var ends: [UInt32] = []
+    try fill(
+      { token in
+        texts.insert(token, id: nextID)
+        nextID += 1
+      },
+      { (merge) throws(EngineError) in
+        guard let space = merge.dropFirst().firstIndex(of: 0x20), !merge[(space + 1)...].contains(0x20) else {
+          throw EngineError(.invalidCheckpoint, "\(file): merge \(ends.count / 2) does not have two parts.")
+        }
+        bytes.append(contentsOf: merge[..<space])
+        ends.append(UInt32(truncatingIfNeeded: bytes.count))
+        bytes.append(contentsOf: merge[(space + 1)...])
+        ends.append(UInt32(truncatingIfNeeded: bytes.count))
+      })
+    guard texts.count == Int(nextID) else { throw EngineError(.invalidCheckpoint, "\(file): a token occurs twice.") }
+    mergeBytes = bytes
+    mergeEnds = ends
+  }
+
   /// The tokens of `vocab.txt`, one a line.
   init(lines: Bytes, members: [String: JSONValue]) {
     self.members = members
