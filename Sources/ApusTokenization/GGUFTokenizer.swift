@@ -178,8 +178,10 @@ struct GGUFVocabulary {
     var steps: [JSONValue] = pre.patterns.map { pattern in
       ["type": "Split", "pattern": ["Regex": .string(pattern)], "behavior": "Isolated", "invert": false]
     }
-    steps.append(["type": "ByteLevel", "add_prefix_space": .bool(entry("add_space_prefix")?.boolValue ?? false),
-      "use_regex": false])
+    steps.append([
+      "type": "ByteLevel", "add_prefix_space": .bool(entry("add_space_prefix")?.boolValue ?? false),
+      "use_regex": false,
+    ])
     var sections: [String: JSONValue] = [
       "pre_tokenizer": ["type": "Sequence", "pretokenizers": .array(steps)], "decoder": ["type": "ByteLevel"],
       "added_tokens": .array(added),
@@ -244,7 +246,8 @@ struct GGUFVocabulary {
       ])
     table["default"] = PreTokenization(
       patterns: [
-        #"[\p{P}\$\+<=>\^~\|]+"#, #"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"#, #"\p{N}+"#,
+        #"[\p{P}\$\+<=>\^~\|]+"#, #"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"#,
+        #"\p{N}+"#,
         "[0-9][0-9][0-9]",
       ])
     return table

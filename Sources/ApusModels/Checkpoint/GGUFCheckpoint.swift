@@ -100,7 +100,8 @@ public final class GGUFCheckpoint: WeightStore {
       }
     guard shape.count > 1 || dense != nil else {
       throw EngineError(
-        .unsupported, "\(file.path): tensor \(own) is a vector of type \(tensor.typeName); F32, F16 and BF16 can be read.")
+        .unsupported,
+        "\(file.path): tensor \(own) is a vector of type \(tensor.typeName); F32, F16 and BF16 can be read.")
     }
     if let dense, heads == 0 {
       return WeightSource(address: bytes.baseAddress!, dtype: dense, rows: rows, columns: columns, owner: file)

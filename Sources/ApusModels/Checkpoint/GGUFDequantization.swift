@@ -40,7 +40,8 @@ public enum GGUFWeightType: UInt32, Sendable, CaseIterable {
     let length = blockLength
     let width = blockBytes
     switch self {
-    case .f32: for index in 0..<count { target[index] = source.loadUnaligned(fromByteOffset: 4 * index, as: Float.self) }
+    case .f32:
+      for index in 0..<count { target[index] = source.loadUnaligned(fromByteOffset: 4 * index, as: Float.self) }
     case .f16: for index in 0..<count { target[index] = half(source, 2 * index) }
     case .bf16:
       for index in 0..<count {
@@ -71,7 +72,9 @@ private func half(_ block: UnsafeRawPointer, _ offset: Int) -> Float {
 
 /// The byte at an offset.
 @inline(__always)
-private func byte(_ block: UnsafeRawPointer, _ offset: Int) -> UInt8 { block.load(fromByteOffset: offset, as: UInt8.self) }
+private func byte(_ block: UnsafeRawPointer, _ offset: Int) -> UInt8 {
+  block.load(fromByteOffset: offset, as: UInt8.self)
+}
 
 // Blocks of 32: the low halves of 16 bytes are the first 16 numbers, the high halves the others.
 
