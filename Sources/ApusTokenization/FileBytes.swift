@@ -26,8 +26,8 @@ struct FileBytes: ~Copyable {
       bytes = UnsafeBufferPointer(start: nil, count: 0)
       return
     }
-    guard let address = mmap(nil, size, PROT_READ, MAP_PRIVATE | (populates ? MAP_POPULATE : 0), descriptor, 0), address != MAP_FAILED
-    else {
+    let flags = MAP_PRIVATE | (populates ? MAP_POPULATE : 0)
+    guard let address = mmap(nil, size, PROT_READ, flags, descriptor, 0), address != MAP_FAILED else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be read: \(String(cString: strerror(errno)))")
     }
     mapping = address
