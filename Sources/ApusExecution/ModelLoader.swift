@@ -8,13 +8,13 @@ import CLinux
 public struct ModelOptions: Sendable {
   /// Where weights come from.
   public enum LoadFormat: Sendable, Equatable {
-    /// The directory's safetensors files.
+    /// The directory's safetensors files, or the GGUF files that the path stands for (`GGUFFiles.find`).
     case safetensors
     /// Random weights of the shapes in `config.json`, for benchmarks and tests.
     case dummy(seed: UInt64)
   }
 
-  /// The checkpoint directory.
+  /// The checkpoint directory or GGUF file.
   public var path: String
   /// See `LoadFormat`.
   public var loadFormat = LoadFormat.safetensors
@@ -82,7 +82,7 @@ public struct LoadedModel: Sendable {
   public func makeRunner() -> ModelRunner { ModelRunner(steps) }
 }
 
-/// Turns a checkpoint directory into a model ready to run.
+/// Turns a checkpoint directory or GGUF file into a model ready to run.
 public enum ModelLoader {
   /// Loads a model.
   ///
@@ -92,6 +92,9 @@ public enum ModelLoader {
   public static func load(
     _ options: ModelOptions, backend: any Backend, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) -> LoadedModel {
+    if let paths = try GGUFFiles.find(options.path) {
+      return try load(gguf: paths, options, backend: backend, progress: progress)
+    }
     let configuration = try ModelConfiguration(directory: options.path)
     let generation = try GenerationConfiguration(
       directory: options.path, vocabularySize: configuration.vocabularySize)
@@ -110,6 +113,25 @@ public enum ModelLoader {
     }
     return try load(
       configuration, generation: generation, store: store, options: options, backend: backend, progress: progress)
+  }
+
+  /// Loads a model from GGUF files. Without a format asked for, quantised weights are stored as bfloat16 and others in the
+  /// file's own format.
+  private static func load(
+    gguf paths: [String], _ options: ModelOptions, backend: any Backend,
+    progress: ((_ done: Int, _ total: Int) -> Void)?
+  ) throws(EngineError) -> LoadedModel {
+    let worker = backend as? CPUBackend
+    let checkpoint = try GGUFCheckpoint(paths: paths, dtype: options.dtype, worker: worker)
+    var store: any WeightStore = checkpoint
+    if case .dummy(let seed) = options.loadFormat {
+      store = DummyWeights(
+        seed: seed, initializerRange: checkpoint.configuration.initializerRange, dtype: options.dtype ?? .bfloat16,
+        filler: worker)
+    }
+    return try load(
+      checkpoint.configuration, generation: checkpoint.generation, store: store, options: options, backend: backend,
+      progress: progress)
   }
 
   /// Loads a model whose configuration and weights are already at hand; `options.path` is not looked at.

@@ -6,7 +6,10 @@ extension Tokenizer {
   /// Taken is the first of `tokenizer.json`, a SentencePiece or tiktoken `tokenizer.model`, `tiktoken.model`, any
   /// `*.tiktoken`, `vocab.json` with `merges.txt`, and `vocab.txt`. Beside it `tokenizer_config.json`,
   /// `special_tokens_map.json` and `added_tokens.json` add tokens and say which play which part.
+  ///
+  /// A directory that holds one GGUF model and no `config.json` has its tokenizer in the model.
   public static func load(directory: String) throws(EngineError) -> Tokenizer {
+    if let files = try GGUFFiles.find(directory) { return try load(file: files[0]) }
     let base = directory.hasSuffix("/") ? directory : directory + "/"
     let configuration = try Configuration(directory: base)
     func path(_ name: String) -> String? { FileBytes.exists(base + name) ? base + name : nil }
@@ -25,7 +28,8 @@ extension Tokenizer {
   }
 
   /// Loads a tokenizer from one file: a `tokenizer.json`, a SentencePiece model, a tiktoken rank file or a GGUF file (whose
-  /// metadata hold one), told apart by their contents. `configuration` is the path of a `tokenizer_config.json`, if one goes with it.
+  /// metadata hold one), told apart by their contents. `configuration` is the path of a `tokenizer_config.json`, if one
+  /// goes with it.
   public static func load(file: String, configuration: String? = nil) throws(EngineError) -> Tokenizer {
     let read = try Configuration(file: configuration)
     let isJSON = try FileBytes(file, limit: .max).withBytes { bytes in

@@ -43,7 +43,9 @@ public struct ChatTemplateSet: Sendable {
 
   /// Reads the templates and special tokens of a checkpoint directory. A directory without templates gives an empty set.
   /// - Throws: `invalidCheckpoint` if a file that is there cannot be read.
+  /// The path may also name a GGUF model, which holds both itself.
   public static func load(directory: String) throws(EngineError) -> ChatTemplateSet {
+    if let files = try GGUFFiles.find(directory) { return try ChatTemplateSet(gguf: files[0]) }
     let configuration = try readJSON(directory + "/tokenizer_config.json")
     var specialTokens = specialTokens(in: configuration ?? .null)
     if let map = try readJSON(directory + "/special_tokens_map.json") {
@@ -74,7 +76,8 @@ public struct ChatTemplateSet: Sendable {
       )
     }
     let set: ChatTemplateSet
-    if information.st_mode & S_IFMT == S_IFDIR {
+    let holdsModel = try GGUFFiles.find(path) != nil
+    if information.st_mode & S_IFMT == S_IFDIR || holdsModel {
       set = try load(directory: path)
     } else if path.hasSuffix(".json"), let json = try readJSON(path) {
       set = ChatTemplateSet(sources: sources(in: json), specialTokens: specialTokens(in: json))
