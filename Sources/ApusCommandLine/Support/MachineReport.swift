@@ -268,7 +268,7 @@ package struct CheckpointReport {
     } catch {
       let remedy =
         error.code == .unsupported
-        ? "choose an unquantised checkpoint of an architecture that is implemented (--quantization int8 shrinks it)"
+        ? "choose a checkpoint of an architecture and format that are implemented (--quantization int8 shrinks it)"
         : "download the whole repository again, as in: git clone https://huggingface.co/OWNER/NAME"
       findings.append(Finding(.problem, "architecture", error.message, remedy: remedy))
     }
