@@ -86,8 +86,8 @@ struct GGUFVocabulary {
       parts = try sentencePiece(kinds, count: tokens.count)
       addsBOS = true
     case "gpt2":
-      let (name, pre) = try preTokenization()
-      parts = try bytePair(pre, kinds, name)
+      let pre = try preTokenization()
+      parts = try bytePair(pre, kinds)
       addsBOS = pre.addsBOS
     default:
       throw EngineError(
@@ -151,9 +151,7 @@ struct GGUFVocabulary {
 
   // MARK: Byte-level pairs
 
-  private func bytePair(_ pre: PreTokenization, _ kinds: [Double], _ name: String) throws(EngineError)
-    -> TokenizerParts
-  {
+  private func bytePair(_ pre: PreTokenization, _ kinds: [Double]) throws(EngineError) -> TokenizerParts {
     var added: [JSONValue] = []
     var id = 0
     let section = try ModelSection(
@@ -190,7 +188,7 @@ struct GGUFVocabulary {
     return try TokenizerJSON(file: header.path).assemble(section, sections)
   }
 
-  private func preTokenization() throws(EngineError) -> (String, PreTokenization) {
+  private func preTokenization() throws(EngineError) -> PreTokenization {
     let name = entry("pre")?.stringValue ?? "default"
     guard let pre = Self.preTokenizations[name] else {
       throw EngineError(
@@ -199,7 +197,7 @@ struct GGUFVocabulary {
           + Self.preTokenizations.keys.sorted().joined(separator: ", ")
           + ". Name the model's own tokenizer with --tokenizer-path.")
     }
-    return (name, pre)
+    return pre
   }
 
   /// What each value of `tokenizer.ggml.pre` stands for: the patterns of the models' own tokenizer files, and llama.cpp's
