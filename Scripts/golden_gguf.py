@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes Tests/ApusExecutionTests/Goldens/gguf-blocks.json: random blocks of every tensor type of GGUF files that can be
+"""Writes Tests/ApusExecutionTests/Goldens/gguf/blocks.json: random blocks of every tensor type of GGUF files that can be
 read, and what the reference makes of them.
 
 Made with gguf 0.19.0 and numpy 2.4.6. Make it again with
@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
-OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "Tests/ApusExecutionTests/Goldens/gguf-blocks.json"
+OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "Tests/ApusExecutionTests/Goldens/gguf/blocks.json"
 # Offsets of float16 scales in a block of each type.
 SCALES = {
     "F16": [0], "BF16": [], "F32": [], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],

@@ -53,7 +53,7 @@ struct GGUFTests {
   }
 
   @Test func blocksBecomeTheReferenceNumbers() throws {
-    let goldens = try Paths.json(Paths.goldens + "/gguf-blocks.json").objectValue!
+    let goldens = try Paths.json(Paths.goldens + "/gguf/blocks.json").objectValue!
     #expect(goldens.count == GGUFWeightType.allCases.count)
     for (name, golden) in goldens {
       let type = try #require(GGUFWeightType(rawValue: UInt32(golden["type"]!.intValue!)))

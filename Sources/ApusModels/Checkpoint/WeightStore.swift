@@ -81,6 +81,17 @@ public final class SafetensorsCheckpoint: WeightStore {
     return shards
   }
 
+  /// How many tensors of each type there are, and their bytes.
+  var typeTotals: [String: (count: Int, bytes: Int)] {
+    var totals: [String: (count: Int, bytes: Int)] = [:]
+    for (name, location) in locations {
+      guard let entry = files[location].entries[name] else { continue }
+      totals[entry.typeName, default: (0, 0)].count += 1
+      totals[entry.typeName, default: (0, 0)].bytes += entry.end - entry.begin
+    }
+    return totals
+  }
+
   public func contains(_ name: String) -> Bool { locations[name] != nil }
 
   public func dtype(of name: String) -> DType? {
