@@ -239,7 +239,7 @@ final class MacroObject: TemplateObject {
 
   override func attribute(_ name: Text) throws -> Value? {
     switch name.string {
-    case "name": definition.name.map { .string($0) } ?? .none
+    case "name": definition.name.map { .string($0) } ?? Value.none
     case "arguments": .tuple(definition.parameters.map { .string($0.name) })
     case "catch_kwargs": .bool(definition.keywordsSlot != nil)
     case "catch_varargs": .bool(definition.positionalsSlot != nil)

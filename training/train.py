@@ -1,0 +1,311 @@
+"""Trains a demo model on the generated corpus. It stops and goes on where it was, step for step.
+
+    python train.py --config configs/apus-demo.json --tokenizer build/tokenizer --out build/apus-demo [--resume]
+
+Matrices of the layers are trained with Muon (momentum, then the nearest orthogonal matrix by Newton-Schulz steps;
+Jordan et al., 2024), the embedding and the norms with AdamW. The learning rate warms up, stays, and at the end falls
+to zero in a straight line. `log.jsonl` holds the loss curve. While the file named by --pause exists, training sleeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+
+import chat
+import corpus
+from model_moe import build
+
+CHUNK = 6000
+
+
+def orthogonal(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """About the nearest orthogonal matrix to each of the stacked matrices: [count, rows, columns]."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = gradient.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(1, 2)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        y = x @ x.transpose(1, 2)
+        x = a * x + (b * y + c * (y @ y)) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+class Muon:
+    """Muon over matrices, those of one shape worked out together."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float):
+        self.momentum, self.decay = momentum, decay
+        self.groups: dict[tuple, list[torch.nn.Parameter]] = {}
+        for parameter in parameters:
+            self.groups.setdefault(tuple(parameter.shape), []).append(parameter)
+        self.buffers = {shape: torch.zeros(len(group), *shape, device=group[0].device)
+                        for shape, group in self.groups.items()}
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for shape, group in self.groups.items():
+            gradient = torch.stack([parameter.grad for parameter in group])
+            buffer = self.buffers[shape]
+            buffer.lerp_(gradient, 1 - self.momentum)
+            update = orthogonal(gradient.lerp(buffer, self.momentum)).float()
+            scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
+            for index, parameter in enumerate(group):
+                parameter.mul_(1 - rate * self.decay)
+                parameter.sub_(update[index], alpha=scale)
+
+
+def encode(tokenizer: Tokenizer, conversation: dict, prompt_weight: float) -> tuple[list[int], list[float]]:
+    """Tokens and, for each, its weight in the loss as something to predict. Short answers weigh a little more."""
+    tokens: list[int] = []
+    weights: list[float] = []
+    for text, learnt in chat.render(conversation):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        weight = max(1.0, min(3.0, 6.0 / len(ids))) if learnt else prompt_weight
+        tokens += ids
+        weights += [weight] * len(ids)
+    return tokens, weights
+
+
+def chunk(number: int, tokenizer_path: str, settings: dict) -> list[tuple]:
+    """The micro-batches of chunk `number` of the corpus, in the order they are trained on.
+
+    Conversations of about one length share a micro-batch, so little is padded and none sees another. Each entry is
+    (tokens [batch, length], targets, weights, picked): the loss looks at the flat positions `picked`, all that the
+    model should write and a random part of the rest.
+    """
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    pad = tokenizer.token_to_id("<|endoftext|>")
+    r = Random(f"{settings['seed']}/chunk/{number}")
+    rows = []
+    for index in range(number * CHUNK, (number + 1) * CHUNK):
+        many = 0.15 if number < settings["many_turns_from_chunk"] else 0.3
+        long = settings["long_share"] if number >= settings["long_from_chunk"] else 0.0
+        conversation = corpus.training_conversation(
+            index, many, long, early=number < settings["early_until_chunk"])
+        tokens, weights = encode(tokenizer, conversation, settings["prompt_weight"])
+        if len(tokens) <= settings["longest"]:
+            rows.append((tokens, weights))
+    rows.sort(key=lambda row: len(row[0]))
+    groups, at = [], len(rows)
+    while at > 0:  # from the longest down, so that the last row of a group is its longest
+        count = max(1, settings["tokens_per_micro_batch"] // len(rows[at - 1][0]))
+        groups.append(rows[max(0, at - count): at])
+        at -= count
+    r.shuffle(groups)
+    made = []
+    for group in groups:
+        length = len(group[-1][0])
+        tokens = torch.full((len(group), length), pad, dtype=torch.long)
+        weight = torch.zeros(len(group), length)
+        for at, (ids, ws) in enumerate(group):
+            tokens[at, : len(ids)] = torch.tensor(ids)
+            weight[at, : len(ids) - 1] = torch.tensor(ws[1:])
+        targets = torch.roll(tokens.flatten(), -1)
+        flat = weight.flatten()
+        coin = torch.rand(flat.numel(), generator=torch.Generator().manual_seed(r.getrandbits(40)))
+        picked = ((flat >= 1) | ((flat > 0) & (coin < 0.3))).nonzero().flatten()
+        made.append((tokens, targets[picked], flat[picked], picked))
+    return made
+
+
+class Supply:
+    """Chunks of the corpus in order, made ahead: by a thread, or where the device is fast, by several processes."""
+
+    def __init__(self, first: int, processes: int, tokenizer_path: str, settings: dict):
+        self.pool = ProcessPoolExecutor(processes, torch.multiprocessing.get_context("spawn")) if processes > 1 else ThreadPoolExecutor(1)
+        self.next, self.ahead = first, max(1, processes)
+        self.tokenizer_path, self.settings = tokenizer_path, settings
+        self.waiting: deque = deque()
+
+    def take(self) -> list[tuple]:
+        while len(self.waiting) <= self.ahead:
+            self.waiting.append(self.pool.submit(chunk, self.next, self.tokenizer_path, self.settings))
+            self.next += 1
+        return self.waiting.popleft().result()
+
+
+def loss_of(model: torch.nn.Module, piece: tuple, total: float, device: str) -> torch.Tensor:
+    """The share of a micro-batch in the mean loss of its step."""
+    tokens, targets, weights, picked = (part.to(device) for part in piece)
+    with torch.autocast(device, torch.bfloat16):
+        return model(tokens, targets, weights, picked, torch.bfloat16) / total
+
+
+def work(model: torch.nn.Module, gradients: torch.Tensor, jobs, results) -> None:
+    """A worker process: adds the gradients of the micro-batches it draws to its own shared buffer."""
+    torch.set_num_threads(1)
+    for module in model.modules():
+        if hasattr(module, "loads"):
+            module.loads = torch.zeros_like(module.loads)  # its own count, not the shared one
+    at = 0
+    for parameter in model.parameters():
+        parameter.grad = gradients[at: at + parameter.numel()].view_as(parameter)
+        at += parameter.numel()
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        loss = loss_of(model, job[0], job[1], "cpu")
+        loss.backward()
+        results.put((loss.item(), model.take_loads()))
+
+
+def rate_factor(step: int, settings: dict) -> float:
+    warmup, steps, decay = settings["warmup_steps"], settings["steps"], settings["decay_steps"]
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--tokenizer", default="build/tokenizer")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=2, help="processes that train, on a CPU")
+    parser.add_argument("--readers", type=int, default=1, help="processes that make the corpus")
+    parser.add_argument("--minutes-between-checkpoints", type=float, default=4)
+    parser.add_argument("--finish-in", type=float, default=None, metavar="MINUTES",
+                        help="let the rate fall from now on and end after so many minutes, whatever the step")
+    parser.add_argument("--pause", help="while a file of this name exists, training sleeps")
+    arguments = parser.parse_args()
+
+    config = json.loads(Path(arguments.config).read_text())
+    settings = config["training"]
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer.from_file(str(Path(arguments.tokenizer) / "tokenizer.json"))
+    pad = tokenizer.token_to_id("<|endoftext|>")
+    assert config["model"]["eos_token_id"] == tokenizer.token_to_id("<|im_end|>")
+    assert config["model"]["pad_token_id"] == pad
+
+    device = arguments.device
+    torch.set_num_threads(max(1, arguments.workers))
+    torch.manual_seed(settings["seed"])
+    model = build(config["model"]).to(device)
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n]
+    muon = Muon(matrices, settings["momentum"], settings["weight_decay"])
+    adam = torch.optim.AdamW([
+        {"params": [p for n, p in named.items() if "embed" in n], "peak": settings["learning_rate_embedding"]},
+        {"params": [p for n, p in named.items() if p.ndim == 1], "peak": settings["learning_rate_norms"]},
+    ], betas=(0.9, 0.98), weight_decay=0.0)
+    state = {"step": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0}
+    checkpoint = out / "checkpoint.pt"
+    if arguments.resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(saved["model"])
+        adam.load_state_dict(saved["adam"])
+        for shape, buffer in saved["muon"].items():
+            muon.buffers[shape].copy_(buffer)
+        state = saved["state"]
+        print(f"goes on at step {state['step']}", flush=True)
+
+    def save() -> None:
+        torch.save({"model": model.state_dict(), "adam": adam.state_dict(), "muon": muon.buffers, "state": state},
+                   out / "checkpoint.tmp")
+        os.replace(out / "checkpoint.tmp", checkpoint)
+
+    size = sum(parameter.numel() for parameter in model.parameters())
+    alone = device != "cpu" or arguments.workers < 2
+    workers: list = []
+    if not alone:
+        # Each worker draws small pieces of every step, so a processor that is busy elsewhere holds up little.
+        model.share_memory()
+        processes = torch.multiprocessing.get_context("spawn")
+        jobs, results = processes.SimpleQueue(), processes.SimpleQueue()
+        gradients = torch.zeros(arguments.workers, size).share_memory_()
+        workers = [processes.Process(target=work, args=(model, gradients[index], jobs, results), daemon=True)
+                   for index in range(arguments.workers)]
+        for process in workers:
+            process.start()
+    summed = torch.zeros(size, device=device)
+    at = 0
+    for parameter in model.parameters():
+        parameter.grad = summed[at: at + parameter.numel()].view_as(parameter)
+        at += parameter.numel()
+    supply = Supply(state["chunk"], arguments.readers, str(Path(arguments.tokenizer) / "tokenizer.json"), settings)
+    batches = supply.take()
+    log = open(out / "log.jsonl", "a" if arguments.resume else "w", encoding="utf-8")
+    began = saved_at = time.time()
+    asked_to_stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
+    count = settings["micro_batches"]
+    while state["step"] < settings["steps"] and not asked_to_stop:
+        while arguments.pause and os.path.exists(arguments.pause) and not asked_to_stop:
+            time.sleep(2)
+        if asked_to_stop:
+            break
+        started = time.time()
+        if state["batch"] + count > len(batches):
+            state["chunk"] += 1
+            state["batch"] = 0
+            batches = supply.take()
+        part = batches[state["batch"]: state["batch"] + count]
+        total = float(sum(weights.sum() for _, _, weights, _ in part))
+        state["tokens"] += sum(int((tokens != pad).sum()) for tokens, _, _, _ in part)
+        if alone:
+            summed.zero_()
+            done = []
+            for piece in part:
+                value = loss_of(model, piece, total, device)
+                value.backward()
+                done.append((value.item(), model.take_loads()))
+        else:
+            for piece in part:
+                jobs.put((piece, total))
+            done = [results.get() for _ in part]
+            torch.sum(gradients, 0, out=summed)
+            gradients.zero_()
+        loss = sum(value for value, _ in done)
+        factor = rate_factor(state["step"], settings)
+        if arguments.finish_in is not None:
+            factor = min(factor, 1 - (time.time() - began) / 60 / arguments.finish_in)
+            if factor <= 0:
+                break
+        norm = torch.nn.utils.clip_grad_norm_([p for g in adam.param_groups for p in g["params"]], 1.0)
+        muon.step(settings["learning_rate_matrices"] * factor)
+        for group in adam.param_groups:
+            group["lr"] = group["peak"] * factor
+        adam.step()
+        if done[0][1] is not None:
+            model.balance(torch.stack([loads for _, loads in done]).sum(0), settings["balance_speed"] * factor)
+        state["batch"] += count
+        state["step"] += 1
+        state["seconds"] += time.time() - started
+        log.write(json.dumps({"step": state["step"], "loss": round(loss, 4), "tokens": state["tokens"],
+                              "seconds": round(state["seconds"], 1), "rate": round(factor, 4)}) + "\n")
+        log.flush()
+        if state["step"] % 20 == 0:
+            print(f"step {state['step']} loss {loss:.3f} tokens {state['tokens']} rate {factor:.3f} norm {norm:.2f} "
+                  f"{state['tokens'] / state['seconds']:.0f} tokens/s", flush=True)
+        if state["step"] == settings["steps"] - settings["decay_steps"]:
+            # From here the rate falls. Training that goes on longer another day starts from this copy.
+            save()
+            shutil.copy(checkpoint, out / "before-decay.pt")
+        if time.time() - saved_at > 60 * arguments.minutes_between_checkpoints:
+            save()
+            saved_at = time.time()
+    save()
+    log.close()
+    for _ in workers:
+        jobs.put(None)
+    supply.pool.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    main()
