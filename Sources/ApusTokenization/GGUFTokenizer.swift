@@ -7,6 +7,7 @@ struct GGUFTokenizer {
   private var preTokenizer = "default"
   private var tokens: [Bytes] = []
   private var merges: [Bytes] = []
+  private var hasMerges = false
   private var scores: [Float] = []
   private var kinds: [Int32] = []
   private var numbers: [String: Int] = [:]
@@ -39,7 +40,9 @@ struct GGUFTokenizer {
       case ("model", 8): model = String(decoding: try reader.string(), as: UTF8.self)
       case ("pre", 8): preTokenizer = String(decoding: try reader.string(), as: UTF8.self)
       case ("tokens", 9): tokens = try reader.strings()
-      case ("merges", 9): merges = try reader.strings()
+      case ("merges", 9):
+        merges = try reader.strings()
+        hasMerges = true
       case ("scores", 9): scores = try reader.words().map { Float(bitPattern: $0) }
       case ("token_type", 9): kinds = try reader.words().map { Int32(bitPattern: $0) }
       case ("precompiled_charsmap", 9): characterMap = try reader.byteArray()
@@ -47,6 +50,9 @@ struct GGUFTokenizer {
       case (let name, 7): flags[name] = try reader.integer(1) != 0
       default: try reader.skip(type)
       }
+    }
+    guard !model.isEmpty else {
+      throw EngineError(.invalidCheckpoint, "\(file) holds no tokenizer: it has no tokenizer.ggml.model")
     }
     guard !tokens.isEmpty else {
       throw EngineError(.invalidCheckpoint, "\(file) holds no tokenizer: it has no tokenizer.ggml.tokens")
@@ -56,6 +62,30 @@ struct GGUFTokenizer {
     }
     guard kinds.isEmpty || kinds.count == tokens.count, scores.isEmpty || scores.count == tokens.count else {
       throw EngineError(.invalidCheckpoint, "\(file): the tokenizer's arrays differ in length")
+    }
+    try check()
+  }
+
+  /// Refuses what would silently give other ids: missing scores or merges, names of tokens that are not there.
+  private func check() throws(EngineError) {
+    func broken(_ sentence: String) -> EngineError { EngineError(.invalidCheckpoint, "\(file): \(sentence)") }
+    if model == "llama" || model == "t5", scores.isEmpty { throw broken("the tokenizer has no tokenizer.ggml.scores") }
+    for (name, id) in numbers where name.hasSuffix("_token_id") && !tokens.indices.contains(id) {
+      throw broken("tokenizer.ggml.\(name) is \(id), but there are \(tokens.count) tokens")
+    }
+    guard model == "gpt2" else { return }
+    guard hasMerges else { throw broken("the tokenizer has no tokenizer.ggml.merges") }
+    var seen = Set<[UInt8]>(minimumCapacity: tokens.count)
+    for token in tokens where !seen.insert(Array(token)).inserted {
+      throw broken("the token \(String(decoding: token, as: UTF8.self)) occurs twice")
+    }
+    for (index, merge) in merges.enumerated() {
+      guard let space = merge.dropFirst().firstIndex(of: 0x20) else {
+        throw broken("merge \(index), \(String(decoding: merge, as: UTF8.self)), does not have two parts")
+      }
+      let whole = Array(merge[..<space]) + Array(merge[(space + 1)...])
+      guard seen.contains(whole), seen.contains(Array(merge[..<space])), seen.contains(Array(merge[(space + 1)...]))
+      else { throw broken("merge \(index), \(String(decoding: merge, as: UTF8.self)), names what is no token") }
     }
   }
 

@@ -81,7 +81,10 @@ struct GGUFTokenizerTests {
     let pre = ("tokenizer.ggml.pre", UInt32(8), text("gpt-2"))
     let cases: [([(String, UInt32, [UInt8])], String)] = [
       ([], "tokenizer.ggml.model"), ([gpt2], "tokenizer.ggml.tokens"),
-      ([gpt2, tokens, ("tokenizer.ggml.pre", 8, text("of tomorrow"))], "of tomorrow"),
+      (
+        [gpt2, tokens, ("tokenizer.ggml.pre", 8, text("of tomorrow")), ("tokenizer.ggml.merges", 9, texts(["a b"]))],
+        "of tomorrow"
+      ),
       ([("tokenizer.ggml.model", 8, text("rwkv")), tokens], "rwkv"), ([gpt2, tokens, pre], "merges"),
       ([("tokenizer.ggml.model", 8, text("llama")), tokens], "scores"),
       ([gpt2, pre, tokens, ("tokenizer.ggml.merges", 9, texts(["ab"]))], "merge 0"),
