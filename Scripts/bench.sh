@@ -17,6 +17,10 @@ echo "== start-up to first token, 0.5 B parameters, random weights in bfloat16"
 echo "== scheduler overhead"
 "$apus" bench scheduler --output-file "$results/scheduler.json"
 
+echo "== decoding at batch 1"
+"$apus" bench offline "$half_billion" --load-format dummy --num-prompts 1 --dataset-name random \
+  --random-input-len 512 --random-output-len 48 --output-file "$results/decode.json"
+
 echo "== prefix cache on shared prefixes, on and off"
 shared=(--load-format dummy --dataset-name generated-shared-prefix --gsp-num-groups 4 --gsp-prompts-per-group 8
   --gsp-system-prompt-len 512 --gsp-question-len 32 --gsp-output-len 16)

@@ -58,9 +58,16 @@ struct GoldenCase: Sendable {
     try await withEngine(EngineConfiguration(modelPath: GoldenCase.path(model))) { engine in
       for golden in try GoldenCase.load(model) {
         check(golden, try await engine.generate(request(golden)).result(), "alone")
-        let again = try await engine.generate(request(golden)).result()
-        check(golden, again, "with the prefix cached")
-        #expect(again.usage.cachedTokens == (golden.promptIDs.count - 1) / 16 * 16)
+        // Long enough for whole pages: the prompt and half of its continuation, which must go on as before.
+        var longer = golden
+        longer.promptIDs += golden.greedyIDs.prefix(100)
+        longer.greedyIDs.removeFirst(100)
+        let fresh = try await engine.generate(request(longer, salt: golden.prompt + "x")).result()
+        check(longer, fresh, "longer, with nothing cached")
+        #expect(fresh.usage.cachedTokens == 0)
+        let again = try await engine.generate(request(longer, salt: golden.prompt + "x")).result()
+        check(longer, again, "longer, with the prefix cached")
+        #expect(again.usage.cachedTokens == (longer.promptIDs.count - 1) / 16 * 16)
         if !golden.prompt.isEmpty {
           #expect(try engine.encode(golden.prompt, addSpecialTokens: true) == golden.promptIDs)
         }
