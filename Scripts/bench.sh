@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The numbers of the README. Writes JSON under bench-results/. Wants a quiet machine; takes about ten minutes on two cores.
+# The numbers of the README. Writes JSON under bench-results/. Wants a quiet machine; takes about two minutes on two cores.
 #
 #   MODEL=path     a small real checkpoint for the streaming benchmark (default: the demo model)
 #   RESULTS=path   where results go
@@ -35,5 +35,6 @@ for _ in $(seq 100); do curl -sf "http://127.0.0.1:$port/ready" >/dev/null && br
 "$apus" bench serving --base-url "http://127.0.0.1:$port" --num-prompts 512 --max-concurrency 64 \
   --random-input-len 32 --random-output-len 128 --output-file "$results/streaming.json"
 ticks() { awk '{print $14 + $15}' "/proc/$server/stat"; }
+sleep 3 # the last connections are still being closed
 before=$(ticks); sleep 10; after=$(ticks)
 echo "CPU time while idle: $((after - before)) ticks of 10 ms in 10 s"
