@@ -34,6 +34,7 @@ let package = Package(
     // The engine, bottom up.
     .target(name: "ApusCore", swiftSettings: settings),
     .target(name: "ApusTokenization", dependencies: ["ApusCore"], swiftSettings: settings),
+    .target(name: "ApusGrammar", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusScheduling", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusTensors", dependencies: ["ApusCore", "CKernels", "CLinux"], swiftSettings: settings),
     .target(name: "ApusCommunication", dependencies: ["ApusCore", "ApusTensors"], swiftSettings: settings),
@@ -84,6 +85,7 @@ let package = Package(
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
+    .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),

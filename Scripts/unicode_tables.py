@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes Sources/ApusTokenization/UnicodeData.swift.
+"""Writes Sources/ApusCore/UnicodeData.swift.
 
 Tokenizers must agree with Hugging Face `tokenizers` about every character, and that library mixes Unicode versions: its
 regex engine, its normalisation tables, its punctuation test and Rust's own character methods each have theirs. So the
@@ -340,10 +340,10 @@ table("splitScriptDifferences",
 table("splitScriptMerges", "Scripts and what the UnicodeScripts pre-tokenizer takes them for: a script or any.",
       [x for s in range(len(names)) if merged.get(s, len(names)) != s for x in (s, merged.get(s, len(names)))])
 
-with open("Sources/ApusTokenization/UnicodeData.swift", "w") as out:
+with open("Sources/ApusCore/UnicodeData.swift", "w") as out:
     out.write("// Made by Scripts/unicode_tables.py, which says how; do not edit.\n\n")
-    out.write("/// Unicode properties in compact form, as `UnicodeTables` reads them.\nenum UnicodeData {\n")
-    out.write("  /// Names of scripts, by index.\n  static let scriptNames = [\n")
+    out.write("/// Unicode properties in compact form, as `UnicodeTables` reads them.\npackage enum UnicodeData {\n")
+    out.write("  /// Names of scripts, by index.\n  package static let scriptNames = [\n")
     line = "   "
     for name in names:
         if len(line) + len(name) + 4 > 110:
@@ -352,7 +352,7 @@ with open("Sources/ApusTokenization/UnicodeData.swift", "w") as out:
         line += f' "{name}",'
     out.write(line + "\n  ]\n")
     for name, text in tables.items():
-        out.write(f'\n  /// {notes[name]}\n  static let {name}: StaticString = #"""\n')
+        out.write(f'\n  /// {notes[name]}\n  package static let {name}: StaticString = #"""\n')
         for start in range(0, max(1, len(text)), 100):
             out.write("    " + text[start:start + 100] + "\n")
         out.write('    """#\n')

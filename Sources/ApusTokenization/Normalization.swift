@@ -1,3 +1,5 @@
+import ApusCore
+
 /// Unicode normalisation forms (Unicode Standard Annex 15), with the data that `tokenizers` uses.
 ///
 /// Text that is normal already is copied in runs; only the neighbourhood of characters that may change is decomposed,

@@ -1,71 +1,4 @@
-/// A set of Unicode scalars as sorted, disjoint, inclusive ranges: the working form while a pattern is parsed.
-struct ScalarRanges: Sendable, Equatable {
-  private(set) var ranges: [ClosedRange<UInt32>] = []
-
-  init() {}
-
-  /// A set of the ranges given, in any order.
-  init(_ unsorted: [ClosedRange<UInt32>]) {
-    ranges.reserveCapacity(unsorted.count)
-    for range in unsorted.sorted(by: { $0.lowerBound < $1.lowerBound }) {
-      if let last = ranges.last, range.lowerBound <= last.upperBound &+ 1 {
-        ranges[ranges.count - 1] = last.lowerBound...Swift.max(last.upperBound, range.upperBound)
-      } else {
-        ranges.append(range)
-      }
-    }
-  }
-
-  init(_ scalar: UInt32) { ranges = [scalar...scalar] }
-
-  static let all = ScalarRanges([0...0x10FFFF])
-
-  var isEmpty: Bool { ranges.isEmpty }
-
-  func union(_ other: ScalarRanges) -> ScalarRanges {
-    if isEmpty { return other }
-    if other.isEmpty { return self }
-    return ScalarRanges(ranges + other.ranges)
-  }
-
-  var inverted: ScalarRanges {
-    var result = ScalarRanges()
-    var next: UInt32 = 0
-    for range in ranges {
-      if range.lowerBound > next { result.ranges.append(next...(range.lowerBound - 1)) }
-      next = range.upperBound + 1
-    }
-    if next <= 0x10FFFF { result.ranges.append(next...0x10FFFF) }
-    return result
-  }
-
-  func intersection(_ other: ScalarRanges) -> ScalarRanges {
-    var result = ScalarRanges()
-    var left = 0
-    var right = 0
-    while left < ranges.count, right < other.ranges.count {
-      let low = Swift.max(ranges[left].lowerBound, other.ranges[right].lowerBound)
-      let high = Swift.min(ranges[left].upperBound, other.ranges[right].upperBound)
-      if low <= high { result.ranges.append(low...high) }
-      if ranges[left].upperBound < other.ranges[right].upperBound { left += 1 } else { right += 1 }
-    }
-    return result
-  }
-
-  /// The set with every case variant of its members.
-  var foldingCase: ScalarRanges {
-    var extra: [ClosedRange<UInt32>] = []
-    let variants = UnicodeTables.shared.caseVariants
-    for range in ranges {
-      if range.count > variants.count {
-        for (scalar, others) in variants where range.contains(scalar) { extra += others.map { $0...$0 } }
-      } else {
-        for scalar in range { if let others = variants[scalar] { extra += others.map { $0...$0 } } }
-      }
-    }
-    return extra.isEmpty ? self : ScalarRanges(ranges + extra)
-  }
-}
+import ApusCore
 
 /// A set of scalars for matching: a bitmap for ASCII, and a two-level bitmap for the rest.
 struct ScalarSet: Sendable {
@@ -150,4 +83,53 @@ struct ByteSet: Sendable, Equatable {
 
   @inline(__always)
   func contains(_ byte: UInt8) -> Bool { words[Int(byte >> 6)] >> UInt64(byte & 63) & 1 != 0 }
+}
+
+/// Sets of scalars that single steps ask for.
+enum ScalarSets {
+  /// What the Digits pre-tokenizer takes for a digit.
+  static let numeric = ScalarSet(
+    UnicodeTables.shared.differing(Category.numbers, UnicodeData.numericDifferences))
+  /// What the Punctuation and Bert pre-tokenizers take for punctuation.
+  static let punctuation = ScalarSet(
+    UnicodeTables.shared.differing(Category.punctuation, UnicodeData.punctuationDifferences))
+  static let bertRemoved = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertRemoved))
+  static let bertSpaces = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertSpaces))
+  static let bertAccents = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertAccents))
+  static let bertChinese = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertChinese))
+  static let accents = ScalarSet(UnicodeDataReader.ranges(UnicodeData.accents))
+  static let nmtRemoved = ScalarSet(UnicodeDataReader.ranges(UnicodeData.nmtRemoved))
+  static let nmtSpaces = ScalarSet(UnicodeDataReader.ranges(UnicodeData.nmtSpaces))
+
+  /// Lower case of every scalar that has one.
+  static let lowercase: [UInt32: [UInt8]] = {
+    var result: [UInt32: [UInt8]] = [:]
+    var reader = UnicodeDataReader(UnicodeData.lowercase)
+    var scalar: UInt32 = 0
+    while let gap = reader.next() {
+      scalar += gap
+      var bytes: [UInt8] = []
+      for _ in 0...reader.next()! { appendScalar(reader.nextDifference(from: scalar), to: &bytes) }
+      result[scalar] = bytes
+    }
+    return result
+  }()
+
+  /// Scripts for the UnicodeScripts pre-tokenizer, one byte per scalar; `anyScript` where a scalar goes with every script.
+  static let splitScripts: [UInt8] = {
+    let any = UInt8(UnicodeData.scriptNames.count)
+    var merged = Array(0...any)
+    var reader = UnicodeDataReader(UnicodeData.splitScriptMerges)
+    while let script = reader.next() { merged[Int(script)] = UInt8(reader.next()!) }
+    var table = [UInt8](repeating: any, count: 0x11_0000)
+    UnicodeDataReader.forEachValuedRange(UnicodeData.scripts) { range, value in
+      for scalar in range { table[Int(scalar)] = merged[Int(value)] }
+    }
+    UnicodeDataReader.forEachValuedRange(UnicodeData.splitScriptDifferences) { range, value in
+      for scalar in range { table[Int(scalar)] = UInt8(value) }
+    }
+    return table
+  }()
+
+  static var anyScript: UInt8 { UInt8(UnicodeData.scriptNames.count) }
 }

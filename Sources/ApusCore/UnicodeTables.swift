@@ -1,23 +1,23 @@
 /// The Unicode properties that tokenizers ask for, unpacked from `UnicodeData` when first needed.
-final class UnicodeTables: @unchecked Sendable {
-  static let shared = UnicodeTables()
+@usableFromInline package final class UnicodeTables: @unchecked Sendable {
+  @usableFromInline package static let shared = UnicodeTables()
 
   /// One byte per scalar: general category in the low five bits and the bits below. Never freed: the one instance lives
   /// as long as the process.
-  let properties: UnsafeMutablePointer<UInt8>
+  @usableFromInline package let properties: UnsafeMutablePointer<UInt8>
 
   /// White space.
-  static let whiteSpaceBit: UInt8 = 0x80
+  @usableFromInline package static let whiteSpaceBit: UInt8 = 0x80
   /// `\w` of patterns.
-  static let wordBit: UInt8 = 0x40
+  @usableFromInline package static let wordBit: UInt8 = 0x40
   /// `\w` of the Whitespace pre-tokenizer and of added tokens, whose Unicode version is another.
-  static let plainWordBit: UInt8 = 0x20
+  @usableFromInline package static let plainWordBit: UInt8 = 0x20
 
   /// Other scalars that a scalar matches when case does not matter.
-  let caseVariants: [UInt32: [UInt32]]
-  let whiteSpace: ScalarRanges
+  package let caseVariants: [UInt32: [UInt32]]
+  package let whiteSpace: ScalarRanges
   /// `\w` of patterns.
-  let word: ScalarRanges
+  package let word: ScalarRanges
 
   private init() {
     properties = .allocate(capacity: 0x11_0000)
@@ -66,19 +66,19 @@ final class UnicodeTables: @unchecked Sendable {
     return ScalarRanges(result)
   }
 
-  @inline(__always)
-  func isWhiteSpace(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.whiteSpaceBit != 0 }
+  @inlinable @inline(__always)
+  package func isWhiteSpace(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.whiteSpaceBit != 0 }
 
   /// Whether a scalar is a word character next to added tokens and for the Whitespace pre-tokenizer.
-  @inline(__always)
-  func isWord(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.plainWordBit != 0 }
+  @inlinable @inline(__always)
+  package func isWord(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.plainWordBit != 0 }
 
   /// Whether a scalar is a word character for patterns.
-  @inline(__always)
-  func isPatternWord(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.wordBit != 0 }
+  @inlinable @inline(__always)
+  package func isPatternWord(_ scalar: UInt32) -> Bool { properties[Int(scalar)] & Self.wordBit != 0 }
 
   /// Scalars of the categories in a mask.
-  func categories(_ mask: UInt32) -> ScalarRanges {
+  package func categories(_ mask: UInt32) -> ScalarRanges {
     Self.ranges(properties) { mask >> UInt32($0 & 31) & 1 != 0 }
   }
 
@@ -86,7 +86,7 @@ final class UnicodeTables: @unchecked Sendable {
 
   /// The scalars of `\p{name}`: a general category, a script, or a binary property. Case, spaces, hyphens and underscores
   /// in names do not matter.
-  func property(named name: String) -> ScalarRanges? {
+  package func property(named name: String) -> ScalarRanges? {
     var key = Self.key(name)
     for prefix in ["generalcategory=", "gc=", "script=", "sc="] where key.hasPrefix(prefix) {
       key.removeFirst(prefix.count)
@@ -160,7 +160,7 @@ final class UnicodeTables: @unchecked Sendable {
   ]
 
   /// The scalars of a POSIX class name, with their Unicode meaning.
-  func posix(_ name: String) -> ScalarRanges? {
+  package func posix(_ name: String) -> ScalarRanges? {
     switch name.lowercased() {
     case "alnum": property(named: "Alphabetic")!.union(categories(Category.numbers & 1 << 8))
     case "alpha": property(named: "Alphabetic")
@@ -196,73 +196,24 @@ final class UnicodeTables: @unchecked Sendable {
   }
 
   /// A set of categories but for the scalars of a table of differences.
-  func differing(_ mask: UInt32, _ differences: StaticString) -> ScalarRanges {
+  package func differing(_ mask: UInt32, _ differences: StaticString) -> ScalarRanges {
     let base = categories(mask)
     let other = UnicodeDataReader.ranges(differences)
     return base.intersection(other.inverted).union(other.intersection(base.inverted))
   }
 }
 
-/// Sets of scalars that single steps ask for.
-enum ScalarSets {
-  /// What the Digits pre-tokenizer takes for a digit.
-  static let numeric = ScalarSet(
-    UnicodeTables.shared.differing(Category.numbers, UnicodeData.numericDifferences))
-  /// What the Punctuation and Bert pre-tokenizers take for punctuation.
-  static let punctuation = ScalarSet(
-    UnicodeTables.shared.differing(Category.punctuation, UnicodeData.punctuationDifferences))
-  static let bertRemoved = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertRemoved))
-  static let bertSpaces = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertSpaces))
-  static let bertAccents = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertAccents))
-  static let bertChinese = ScalarSet(UnicodeDataReader.ranges(UnicodeData.bertChinese))
-  static let accents = ScalarSet(UnicodeDataReader.ranges(UnicodeData.accents))
-  static let nmtRemoved = ScalarSet(UnicodeDataReader.ranges(UnicodeData.nmtRemoved))
-  static let nmtSpaces = ScalarSet(UnicodeDataReader.ranges(UnicodeData.nmtSpaces))
-
-  /// Lower case of every scalar that has one.
-  static let lowercase: [UInt32: [UInt8]] = {
-    var result: [UInt32: [UInt8]] = [:]
-    var reader = UnicodeDataReader(UnicodeData.lowercase)
-    var scalar: UInt32 = 0
-    while let gap = reader.next() {
-      scalar += gap
-      var bytes: [UInt8] = []
-      for _ in 0...reader.next()! { appendScalar(reader.nextDifference(from: scalar), to: &bytes) }
-      result[scalar] = bytes
-    }
-    return result
-  }()
-
-  /// Scripts for the UnicodeScripts pre-tokenizer, one byte per scalar; `anyScript` where a scalar goes with every script.
-  static let splitScripts: [UInt8] = {
-    let any = UInt8(UnicodeData.scriptNames.count)
-    var merged = Array(0...any)
-    var reader = UnicodeDataReader(UnicodeData.splitScriptMerges)
-    while let script = reader.next() { merged[Int(script)] = UInt8(reader.next()!) }
-    var table = [UInt8](repeating: any, count: 0x11_0000)
-    UnicodeDataReader.forEachValuedRange(UnicodeData.scripts) { range, value in
-      for scalar in range { table[Int(scalar)] = merged[Int(value)] }
-    }
-    UnicodeDataReader.forEachValuedRange(UnicodeData.splitScriptDifferences) { range, value in
-      for scalar in range { table[Int(scalar)] = UInt8(value) }
-    }
-    return table
-  }()
-
-  static var anyScript: UInt8 { UInt8(UnicodeData.scriptNames.count) }
-}
-
 /// Reads the numbers of one table.
-struct UnicodeDataReader {
+package struct UnicodeDataReader {
   private let bytes: UnsafeBufferPointer<UInt8>
   private var index = 0
 
-  init(_ text: StaticString) {
+  package init(_ text: StaticString) {
     bytes = UnsafeBufferPointer(start: text.utf8Start, count: text.utf8CodeUnitCount)
   }
 
   /// The next number, or `nil` at the end.
-  mutating func next() -> UInt32? {
+  package mutating func next() -> UInt32? {
     var value: UInt32 = 0
     var shift: UInt32 = 0
     while index < bytes.count {
@@ -278,13 +229,13 @@ struct UnicodeDataReader {
   }
 
   /// The next number as a signed difference from a scalar.
-  mutating func nextDifference(from scalar: UInt32) -> UInt32 {
+  package mutating func nextDifference(from scalar: UInt32) -> UInt32 {
     let value = next()!
     return value & 1 == 0 ? scalar &+ (value >> 1) : scalar &- ((value + 1) >> 1)
   }
 
   /// A table of ranges.
-  static func ranges(_ text: StaticString) -> ScalarRanges {
+  package static func ranges(_ text: StaticString) -> ScalarRanges {
     var reader = UnicodeDataReader(text)
     var result: [ClosedRange<UInt32>] = []
     var position: UInt32 = 0
@@ -298,7 +249,7 @@ struct UnicodeDataReader {
   }
 
   /// A table of ranges with a value each.
-  static func forEachValuedRange(_ text: StaticString, _ body: (ClosedRange<UInt32>, UInt32) -> Void) {
+  package static func forEachValuedRange(_ text: StaticString, _ body: (ClosedRange<UInt32>, UInt32) -> Void) {
     var reader = UnicodeDataReader(text)
     var position: UInt32 = 0
     while let gap = reader.next() {
@@ -311,17 +262,17 @@ struct UnicodeDataReader {
 }
 
 /// Codes of general categories, as `UnicodeData.categories` numbers them.
-enum Category {
-  static let names = [
+package enum Category {
+  package static let names = [
     "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm",
     "Sc",
     "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Co", "Cn",
   ]
-  static let letters: UInt32 = 0x1F
-  static let marks: UInt32 = 0xE0
-  static let numbers: UInt32 = 0x700
-  static let punctuation: UInt32 = 0x3F800
-  static let symbols: UInt32 = 0x3C0000
+  package static let letters: UInt32 = 0x1F
+  package static let marks: UInt32 = 0xE0
+  package static let numbers: UInt32 = 0x700
+  package static let punctuation: UInt32 = 0x3F800
+  package static let symbols: UInt32 = 0x3C0000
   /// Letters, marks, decimal digits and connectors.
-  static let word: UInt32 = 0x1F | 0xE0 | 1 << 8 | 1 << 11
+  package static let word: UInt32 = 0x1F | 0xE0 | 1 << 8 | 1 << 11
 }

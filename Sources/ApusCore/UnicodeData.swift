@@ -1,9 +1,9 @@
 // Made by Scripts/unicode_tables.py, which says how; do not edit.
 
 /// Unicode properties in compact form, as `UnicodeTables` reads them.
-enum UnicodeData {
+package enum UnicodeData {
   /// Names of scripts, by index.
-  static let scriptNames = [
+  package static let scriptNames = [
     "Adlam", "Ahom", "AnatolianHieroglyphs", "Arabic", "Armenian", "Avestan", "Balinese", "Bamum", "BassaVah",
     "Batak", "Bengali", "Bhaiksuki", "Bopomofo", "Brahmi", "Braille", "Buginese", "Buhid",
     "CanadianAboriginal", "Carian", "CaucasianAlbanian", "Chakma", "Cham", "Cherokee", "Chorasmian", "Common",
@@ -27,7 +27,7 @@ enum UnicodeData {
   ]
 
   /// General category of the pattern engine: category and length less one of runs.
-  static let categories: StaticString = #"""
+  package static let categories: StaticString = #"""
     IOF0A2C0A2=0>0A0B0A0<0A189A1B2A10I=0A0>0D0;0D01I=0B0>0B0IP1F0A0C3E0A0D0E040?0B0J0E0D0E0B0:1D010A1D0:
     040@0:2A00FB0061GB0170010001000100010001000100010001000100010001000100010001000100010001000100010001
     0001000100010001000100010001000110010001000100010001000100010001100100010001000100010001000100010001
@@ -117,43 +117,43 @@ enum UnicodeData {
     """#
 
   /// Where `\w` of patterns differs from L, M, Nd and Pc.
-  static let wordDifferences: StaticString = #"""
+  package static let wordDifferences: StaticString = #"""
     b515022_a52_c2R123]Ic1mh20I8>2[eM9`bFd1\>080V44ZQ8^3QVc1I6I6I
     """#
 
   /// White space.
-  static let whiteSpace: StaticString = #"""
+  package static let whiteSpace: StaticString = #"""
     94B0T30J0o^50o[2:M150_10Pm30
     """#
 
   /// Where `\w` of the Whitespace pre-tokenizer and of added tokens differs from patterns.
-  static let plainWordDifferences: StaticString = #"""
+  package static let plainWordDifferences: StaticString = #"""
     b515022]j71
     """#
 
   /// Where the Digits pre-tokenizer differs from N.
-  static let numericDifferences: StaticString = #"""
+  package static let numericDifferences: StaticString = #"""
     P_W29Z`D2
     """#
 
   /// Where the Punctuation pre-tokenizer differs from P.
-  static let punctuationDifferences: StaticString = #"""
+  package static let punctuationDifferences: StaticString = #"""
     T1060@2O010K010n\10oN0h30P@0<0X_20PW11]12Sf4<2;`hg10n90W54\13oA0Z@111b34:110R@<\20Q<0X82k40l27c2214m
     29g60o24Z11UD1Z2<_50ao31j[?2W93W:0l`M0nJ1
     """#
 
   /// Characters that the Bert normalizer removes.
-  static let bertRemoved: StaticString = #"""
+  package static let bertRemoved: StaticString = #"""
     08211Ao2P1=0bZ15F0P60a10nW40lo14J4a1419`l_1oW6o_10i7210oU40RoZ13_V57Vd[H0No2Plo1moo12moo1
     """#
 
   /// Characters that the Bert normalizer turns into a space.
-  static let bertSpaces: StaticString = #"""
+  package static let bertSpaces: StaticString = #"""
     9120B0o30o^50o[2:M150_10Pm30
     """#
 
   /// Characters that StripAccents removes.
-  static let accents: StaticString = #"""
+  package static let accents: StaticString = #"""
     PH_3c86W8\110111110X2:`1D@0U36252113S10NJk2:j18R13181214[12h3=1P1f121A16:1M2h1016212290:1M2h10144122
     30N130;2h10171212D1M2h1016212281:1N0k14321390X13j16121371;1M2h1016121371;1M2j16121390:1N1V20451017B1
     m1026<7R302511;5Z21K0101041a1C115:1S190T3CG342122633=;10:3oE2bM2M2M1N1P2O90]12g31R10f3;4;k64i191L20`
@@ -164,7 +164,7 @@ enum UnicodeData {
     """#
 
   /// Characters that the Bert normalizer removes as accents.
-  static let bertAccents: StaticString = #"""
+  package static let bertAccents: StaticString = #"""
     PH_3c84Y8\110111110X2:`1D@0U36252113S10NJk2:j18R13181214[12W4Og1010474036:1M0j104380D1M1i1041412230N
     130;1i10441140D1M0j1020138080;1N0m10<0b10m12521371;1M0j10206051D1M0o1380D1V307210j2026<7R302511;5Z21
     K01010g1=14115:1S190V33151121I142@3=02160?0oE2bM2M2M1N1P2116802:90]12k40f32419062k6120j1016101027692
@@ -175,22 +175,22 @@ enum UnicodeData {
     """#
 
   /// Characters that the Bert normalizer sets apart.
-  static let bertChinese: StaticString = #"""
+  package static let bertChinese: StaticString = #"""
     PP=o]6P2o_DPXFo?PXQ2ofY1P1oX4P8_\5`Z:o@
     """#
 
   /// Characters that Nmt removes.
-  static let nmtRemoved: StaticString = #"""
+  package static let nmtRemoved: StaticString = #"""
     17202Ao20?0?0
     """#
 
   /// Characters that Nmt turns into a space.
-  static let nmtSpaces: StaticString = #"""
+  package static let nmtSpaces: StaticString = #"""
     9111bc50Z\24H1gZ10m[f10m70
     """#
 
   /// Lower case: gap, length less one, signed differences of the result.
-  static let lowercase: StaticString = #"""
+  package static let lowercase: StaticString = #"""
     Q20P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P
     210P2V30P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P210P220
     P210P210P210P210P210P210P2R1022022022022022022022022022022022022022022022022022022022022022022022022
@@ -251,7 +251,7 @@ enum UnicodeData {
     """#
 
   /// Full canonical decompositions: gap, length less one, signed differences. Hangul left out.
-  static let canonical: StaticString = #"""
+  package static let canonical: StaticString = #"""
     P61m7PT111o7PT111Q8PT111S8PT111U8XT111W8ZT121W8PV111U8`S111W8`S111Y8`S111[8jS111U8XS111W8XS111Y8XS11
     1[8bS121U8TS111U8lR111W8lR111Y8lR111[8lR111]8TS131W8^R111Y8^R111[8^R111]8hR111W8XR131m7PR111o7PR111Q
     8PR111S8PR111U8XR111W8ZR121W8PT111U8`Q111W8`Q111Y8`Q111[8jQ111U8XQ111W8XQ111Y8XQ111[8bQ121U8TQ111U8l
@@ -397,7 +397,7 @@ enum UnicodeData {
     """#
 
   /// Full compatibility decompositions that differ from the canonical ones, likewise.
-  static let compatible: StaticString = #"""
+  package static let compatible: StaticString = #"""
     P50o781_8PV120a451m8ZU130o710o711W9jT110^`131_9nV110_810e422e8`h?_812g8^h?e812e8\h?c8d31a>_>11c<a<<1
     U?_811W=a891VGe=f10g@U22oGcF`D12QHeD^D12SFgD\D11eGiG11gGkE11iEmE11gGoG11iGQF11kESFU11iJ]I11kJ_G11mHa
     Gm50_T110e410_T110QT110e310c310Y310oS110mS1P11_[1l211a[1l211c[1P311e[1j411g[1^211i[1l230i710YW110mV1
@@ -675,7 +675,7 @@ enum UnicodeData {
     """#
 
   /// Composites: gap, signed differences of the first part and of the second.
-  static let compositions: StaticString = #"""
+  package static let compositions: StaticString = #"""
     P6m7PT11o7PT11Q8PT11S8PT11U8XT11W8ZT12W8PV11U8`S11W8`S11Y8`S11[8jS11U8XS11W8XS11Y8XS11[8bS12U8TS11U8
     lR11W8lR11Y8lR11[8lR11]8TS13W8^R11Y8^R11[8^R11]8hR11W8XR13m7PR11o7PR11Q8PR11S8PR11U8XR11W8ZR12W8PT11
     U8`Q11W8`Q11Y8`Q11[8jQ11U8XQ11W8XQ11Y8XQ11[8bQ12U8TQ11U8lP11W8lP11Y8lP11[8lP11]8TQ13W8^P11Y8^P11[8^P
@@ -733,7 +733,7 @@ enum UnicodeData {
     """#
 
   /// Canonical combining classes: gap and class.
-  static let combiningClasses: StaticString = #"""
+  package static let combiningClasses: StaticString = #"""
     PHV71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71V71X71l61l61l61l61X71h61l61l61l61l61l6
     1Z61Z61l61l61l61l61Z61Z61l61l61l61l61l61l61l61l61l61l61l611111111111l61l61l61l61V71V71V71V71V71V71V7
     2`71V71l61l61l61V71V71V71l61l62V71V71V71l61l61l61l61V71X71l61l61V71Y71Z71Z71Y71Z71Z71Y71V71V71V71V71
@@ -762,7 +762,7 @@ enum UnicodeData {
     """#
 
   /// Other characters that a character matches in (?i): gap, count less one, signed differences.
-  static let caseVariants: StaticString = #"""
+  package static let caseVariants: StaticString = #"""
     Q20P210P210P210P210P210P210P210P210P210P211P2n]@10P210P210P210P210P210P210P211P2hB10P210P210P210P210
     P210P210P270o110o110o110o110o110o110o110o110o110o111o1n[@10o110o110o110o110o110o110o111o1h@10o110o11
     0o110o110o110o110o1k11^^1^`1;0P210P210P210P210P211P2\V@10P210P210P210P210P210P210P210P210P210P210P21
@@ -877,7 +877,7 @@ enum UnicodeData {
     """#
 
   /// Scripts of the pattern engine: gap, length less one, index in `scriptNames`.
-  static let scripts: StaticString = #"""
+  package static let scripts: StaticString = #"""
     0P2H0IV205H0IV20^1H00V20>H00V204H0FV200H0NV200H0P>V20V1H04V204H01<0CH0_3g103[100H02[123[100H00[140[1
     00H00[100H02[110[11C[11n1[10=I0?[10T4M01g10X5M1U142a142241f1d18Jd145d1;4300H05300H0=300H02300H0O300H
     0930:g10I300g10[3300H0Q130=Z41k1Z422Z40_130a1e4>j1U322U30]1n32>n31Ka220a21:Z45N31135Z2300H0L30`2O03g
@@ -920,7 +920,7 @@ enum UnicodeData {
     """#
 
   /// Where the UnicodeScripts pre-tokenizer differs after merging: gap, length less one, script or their number for any.
-  static let splitScriptDifferences: StaticString = #"""
+  package static let splitScriptDifferences: StaticString = #"""
     P10S5oY10S5W10S500HU30S5\10H00S5o>2S5P3:S55NS511S558S5E0S58ES5o31OW52S5g30S5S45S5e20S5^50S5g10S5P10S
     5I0S5<0S5h20S5E0S5<0S530S5f11S5T20S5T80S520S520S515S540S570S571S520S5=0S5C0S5nQ20S570S590S5_70S5X30S
     5VB?S5m30S511S5]12S5Y81S55Z1S522S5g10S520S5k74S5TF1S5nI0S5W12S5]k10S5R12S5<0S58IS54?S5_10S5_10S5U?HS
@@ -934,7 +934,7 @@ enum UnicodeData {
     """#
 
   /// Scripts and what the UnicodeScripts pre-tokenizer takes them for: a script or any.
-  static let splitScriptMerges: StaticString = #"""
+  package static let splitScriptMerges: StaticString = #"""
     GS5LS5P1S5Q1S5U1S5]1S5a1S5e1_1m1_1n1S5Q2S5_2S5d2S5e2S5Q3S5R3S5V3S5W3S5_3S5b3S5U4S5W4S5b4S5j4S5m4S5n4
     S5P5S5R5S5
     """#
