@@ -75,7 +75,7 @@ public struct AttentionBatch {
 }
 
 /// What is constant about a layer's attention.
-public struct AttentionShape: Sendable, Equatable {
+public struct AttentionShape: Sendable {
   public var queryHeads: Int
   public var kvHeads: Int
   public var headDimension: Int
@@ -85,10 +85,14 @@ public struct AttentionShape: Sendable, Equatable {
   public var slidingWindow: Int
   /// scores = cap * tanh(scores / cap); 0 for none.
   public var softCap: Float
+  /// float32 [1, queryHeads]: attention sinks, a logit for each query head that takes part in the softmax beside the
+  /// positions' scores (after scale and cap) and has no value; `nil` for none.
+  public var sinks: Tensor?
 
   /// Describes attention.
   public init(
-    queryHeads: Int, kvHeads: Int, headDimension: Int, scale: Float, slidingWindow: Int = 0, softCap: Float = 0
+    queryHeads: Int, kvHeads: Int, headDimension: Int, scale: Float, slidingWindow: Int = 0, softCap: Float = 0,
+    sinks: Tensor? = nil
   ) {
     self.queryHeads = queryHeads
     self.kvHeads = kvHeads
@@ -96,6 +100,7 @@ public struct AttentionShape: Sendable, Equatable {
     self.scale = scale
     self.slidingWindow = slidingWindow
     self.softCap = softCap
+    self.sinks = sinks
   }
 }
 

@@ -253,10 +253,12 @@ public final class CPUBackend: Backend {
     precondition(shape.kvHeads == layer.kvHeads && shape.headDimension == layer.headDimension)
     precondition(shape.queryHeads > 0 && shape.queryHeads % shape.kvHeads == 0)
     precondition(q.columns == shape.queryHeads * shape.headDimension && out.columns == q.columns)
+    precondition(shape.sinks.map { $0.columns >= shape.queryHeads } ?? true)
     var arguments = apus_attention_arguments(
       sequences: Int32(batch.sequenceCount), row_start: batch.rowStart, start: batch.start,
       page_offset: batch.pageOffset, pages: batch.pages, query_heads: Int32(shape.queryHeads), scale: shape.scale,
-      window: Int32(shape.slidingWindow), soft_cap: shape.softCap)
+      window: Int32(shape.slidingWindow), soft_cap: shape.softCap,
+      sinks: shape.sinks.map { UnsafePointer($0.float32) })
     locked {
       apus_attention(
         $0, layer.pages, q.float32, Int64(q.stride), out.float32, Int64(out.stride), &arguments)

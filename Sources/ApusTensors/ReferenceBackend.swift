@@ -152,9 +152,10 @@ public final class ReferenceBackend: Backend {
             if shape.softCap > 0 { score = Double(shape.softCap) * tanh(score / Double(shape.softCap)) }
             scores.append(score)
           }
-          let largest = scores.reduce(-.infinity, max)
+          let sink = shape.sinks.map { Double($0.float32[head]) }
+          let largest = scores.reduce(sink ?? -.infinity, max)
           let weights = scores.map { exp($0 - largest) }
-          let total = weights.reduce(0, +)
+          let total = weights.reduce(0, +) + (sink.map { exp($0 - largest) } ?? 0)
           for i in 0..<dimension {
             var sum = 0.0
             for other in first...position { sum += weights[other - first] * Double(layer.values[offset(other) + i]) }

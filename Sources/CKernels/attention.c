@@ -252,14 +252,27 @@ APUS_INLINE void FN(fold)(
   }
 }
 
-// Adding zero makes a negative zero positive: whether one arises depends on how many zero terms a tile added.
+// Divides by the sum of weights, a sink's among them. Adding zero makes a negative zero positive: whether one arises
+// depends on how many zero terms a tile added.
 APUS_INLINE void FN(finish)(
-    const attention_call *c, const attention_item *item, int64_t r, const float *state, float sum) {
+    const attention_call *c, const attention_item *item, int64_t r, const float *state, float most, float sum) {
   int64_t d = c->kv->head_dimension;
   int64_t row = c->batch->row_start[item->sequence] + item->token + r / c->group;
-  float *out = c->out + row * c->out_stride + ((int64_t)item->head * c->group + r % c->group) * d;
+  int64_t head = (int64_t)item->head * c->group + r % c->group;
+  float *out = c->out + row * c->out_stride + head * d;
+  float factor = 1;
+  if (c->batch->sinks) {
+    float sink = c->batch->sinks[head];
+    float larger = sink > most ? sink : most;
+    vf differences = 0;
+    differences.s0 = most - larger;
+    differences.s1 = sink - larger;
+    vf weights = FN(exp)(differences);
+    factor = weights.s0;
+    sum = sum * factor + weights.s1;
+  }
   for (int64_t i = 0; i < d; i += 16) {
-    vf value = FN(load)(state + i) / sum + 0.0f;
+    vf value = FN(load)(state + i) * factor / sum + 0.0f;
     FN(store_some)(out + i, value, apus_min(16, d - i));
   }
 }
@@ -272,7 +285,7 @@ static void FN(join)(const attention_call *c, const join_item *join, tile_memory
       const float *partial = c->partials + (join->item.partial + s * rows + r) * c->partial_stride;
       FN(fold)(&most, &sum, m->state, partial[0], partial[1], partial + 2, c->kv->value_columns);
     }
-    FN(finish)(c, &join->item, r, m->state, sum);
+    FN(finish)(c, &join->item, r, m->state, most, sum);
   }
 }
 
@@ -506,7 +519,9 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
       }                                                                                                             \
     }                                                                                                               \
     if (item->partial >= 0) return;                                                                                 \
-    for (int64_t r = 0; r < rows; r++) FN(finish)(c, item, r, m->state + r * kv->value_columns, m->state_sum[r]);   \
+    for (int64_t r = 0; r < rows; r++) {                                                                            \
+      FN(finish)(c, item, r, m->state + r * kv->value_columns, m->state_max[r], m->state_sum[r]);                   \
+    }                                                                                                               \
   }
 
 // Tiles of one row and of several may have different numbers of vectors; scores of up to four pages are made at once.

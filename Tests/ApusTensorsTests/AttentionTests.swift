@@ -100,9 +100,10 @@ struct AttentionCase {
         if shape.softCap > 0 { score = Double(shape.softCap) * tanh(score / Double(shape.softCap)) }
         scores.append(score)
       }
-      let most = scores.max()!
+      let sink = shape.sinks.map { Double($0.float32[head]) }
+      let most = max(scores.max()!, sink ?? -.infinity)
       let weights = scores.map { exp($0 - most) }
-      let sum = weights.reduce(0, +)
+      let sum = weights.reduce(0, +) + (sink.map { exp($0 - most) } ?? 0)
       for i in 0..<d {
         var total = 0.0
         for t in first...position {
@@ -134,7 +135,14 @@ struct AttentionCase {
   func matchesAPlainSoftmax(level: InstructionSet, dtype: DType) throws {
     let backend = try makeBackend(level)
     var generator = Generator(21)
-    for shape in Self.shapes {
+    // Sinks far below, near and far above the scores.
+    let sinks = try tensor([-200, 0.5, 3, 6, 200], rows: 1, columns: 5)
+    let shapes =
+      Self.shapes + [
+        AttentionShape(queryHeads: 5, kvHeads: 1, headDimension: 48, scale: 0.1, softCap: 6, sinks: sinks),
+        AttentionShape(queryHeads: 4, kvHeads: 2, headDimension: 64, scale: 0.1, slidingWindow: 290, sinks: sinks),
+      ]
+    for shape in shapes {
       let problem = AttentionCase(&generator, shape: shape, dtype: dtype, lengths: [1, 16, 45, 530])
       let layer = try problem.makeLayer(backend)
       #expect(layer.byteCount > 0 && layer.dtype == dtype && layer.headDimension == shape.headDimension)
@@ -163,6 +171,9 @@ struct AttentionCase {
       AttentionShape(queryHeads: 4, kvHeads: 2, headDimension: 40, scale: 0.2),
       AttentionShape(queryHeads: 3, kvHeads: 1, headDimension: 64, scale: 0.2, slidingWindow: 270),
       AttentionShape(queryHeads: 1, kvHeads: 1, headDimension: 18, scale: 0.2, softCap: 4),
+      AttentionShape(
+        queryHeads: 4, kvHeads: 2, headDimension: 24, scale: 0.2, slidingWindow: 280,
+        sinks: try tensor([-3, 0, 1, 40], rows: 1, columns: 4)),
     ]
     for shape in shapes {
       let lengths = [70, 600, 17, 270]

@@ -188,6 +188,9 @@ typedef struct {
   int32_t window;
   /// 0 for none.
   float soft_cap;
+  /// [query_heads]: a logit for each query head that competes with the positions and has no value, so that a head may
+  /// attend to nothing; NULL for none.
+  const float *sinks;
 } apus_attention_arguments;
 
 /// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position
