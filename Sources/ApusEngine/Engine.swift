@@ -136,7 +136,15 @@ public final class Engine: GenerationService {
     var options = ModelOptions(path: configuration.modelPath)
     if configuration.loadFormat == .dummy { options.loadFormat = .dummy(seed: configuration.randomSeed ?? 0) }
     options.dtype = dtype(configuration.dtype)
-    options.quantizeToInt8 = configuration.quantization == .int8
+    options.quantization =
+      switch configuration.quantization {
+      case nil: .stored
+      case .dense: .dense
+      case .int8: .int8
+      case .int8Group: .codes(.int8)
+      case .int4: .codes(.int4)
+      case .fp8: .codes(.float8)
+      }
     options.kvDType = dtype(configuration.kvCacheDtype)
     options.contextLength = configuration.contextLength
     options.maxTokensPerStep = max(configuration.tokenBudget, configuration.maxRunningRequests)

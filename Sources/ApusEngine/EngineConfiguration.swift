@@ -18,10 +18,20 @@ public struct EngineConfiguration: Sendable {
     case float32, bfloat16, float16
   }
 
-  /// A format to which weights are converted while they are loaded.
+  /// A format to which weights are converted while they are loaded. Products with weights of 4 and 8 bits round
+  /// activations to int8, those with float8 to bfloat16.
   public enum Quantization: String, Sendable, CaseIterable {
-    /// int8 weights with a scale per output channel; activations are quantised per token (W8A8).
+    /// Plain numbers: a checkpoint's quantised weights are dequantised.
+    case dense
+    /// int8 weights with a scale per output channel, activations with one per token (W8A8). Layers that would lose too
+    /// much get scales per group.
     case int8
+    /// int8 weights with a scale per 32 inputs, activations with one per 128.
+    case int8Group = "int8-group"
+    /// 4-bit weights with a scale per 32 inputs, activations with one per 128.
+    case int4
+    /// float8 (e4m3) weights with a scale per 128 inputs.
+    case fp8
   }
 
   /// Directory of the checkpoint.
@@ -36,7 +46,7 @@ public struct EngineConfiguration: Sendable {
   public var loadFormat = LoadFormat.auto
   /// Type of weights.
   public var dtype = ElementType.auto
-  /// Weights are converted to this format while they are loaded.
+  /// Weights are converted to this format while they are loaded; `nil` keeps what a checkpoint stores quantised.
   public var quantization: Quantization?
   /// Type of the K/V cache; `.auto` is float32 for float32 weights and bfloat16 otherwise.
   public var kvCacheDtype = ElementType.auto

@@ -20,8 +20,8 @@ public struct ModelOptions: Sendable {
   public var loadFormat = LoadFormat.safetensors
   /// The format of the weights; `nil` keeps the checkpoint's.
   public var dtype: DType?
-  /// Whether linear layers are stored as int8, with activations rounded to int8 per token.
-  public var quantizeToInt8 = false
+  /// What becomes of linear layers.
+  public var quantization = WeightQuantization.stored
   /// The format of the K/V cache; `nil` takes bfloat16, or float32 where the weights are float32.
   public var kvDType: DType?
   /// The longest sequence; `nil` takes the model's own.
@@ -52,6 +52,8 @@ public struct ModelDescription: Sendable {
   public var vocabularySize: Int
   /// The weights' format, such as `bfloat16` or `int8`.
   public var dtype: String
+  /// Linear layers for which int8 with a scale for each output was too coarse; they have a scale for each group.
+  public var regroupedLayers: Int
   /// Bytes of the packed weights.
   public var weightBytes: Int
   /// The K/V cache's format, its pages and bytes, and what one token takes.
@@ -115,8 +117,8 @@ public enum ModelLoader {
       configuration, generation: generation, store: store, options: options, backend: backend, progress: progress)
   }
 
-  /// Loads a model from GGUF files. Without a format asked for, quantised weights are stored as bfloat16 and others in the
-  /// file's own format.
+  /// Loads a model from GGUF files. Quantised weights stay so unless plain numbers are asked for, which are bfloat16 then;
+  /// others keep the file's own format.
   private static func load(
     gguf paths: [String], _ options: ModelOptions, backend: any Backend,
     progress: ((_ done: Int, _ total: Int) -> Void)?
@@ -153,7 +155,7 @@ public enum ModelLoader {
 
     let model = try LanguageModel(
       configuration, store: store, backend: backend,
-      options: WeightOptions(dtype: options.dtype, quantizeToInt8: options.quantizeToInt8),
+      options: WeightOptions(dtype: options.dtype, quantization: options.quantization),
       contextLength: options.contextLength, progress: progress)
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
     let bytesPerPage = KVPool.bytesPerPage(
@@ -174,8 +176,9 @@ public enum ModelLoader {
     let description = ModelDescription(
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
       layerCount: configuration.layerCount, contextLength: model.contextLength,
-      vocabularySize: configuration.vocabularySize, dtype: options.quantizeToInt8 ? "int8" : model.dtype.name,
-      weightBytes: model.weightBytes, kvDtype: kvDType.name, kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
+      vocabularySize: configuration.vocabularySize, dtype: model.weightFormat.name,
+      regroupedLayers: model.regroupedLayers, weightBytes: model.weightBytes, kvDtype: kvDType.name,
+      kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
       kvBytesPerToken: bytesPerPage / kvPageSize, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests,
       eosTokenIDs: generation.eosTokenIDs.isEmpty ? configuration.eosTokenIDs : generation.eosTokenIDs,

@@ -10,8 +10,11 @@ public final class LanguageModel: Sendable {
   public let configuration: ModelConfiguration
   /// The longest sequence, prompt and output together.
   public let contextLength: Int
-  /// The format of the linear layers' weights.
+  /// The format of the first layer's weights.
   public let weightFormat: WeightFormat
+  /// Linear layers that were to have int8 with a scale for each output and got one for each group instead, because that
+  /// would have rounded them too coarsely.
+  public let regroupedLayers: Int
   /// The format of weights that are not quantised.
   public let dtype: DType
   /// Bytes of packed weights, as stored.
@@ -70,28 +73,45 @@ public final class LanguageModel: Sendable {
     let tableName =
       configuration.tiedEmbeddings && !store.contains("model.embed_tokens.weight") && store.contains("lm_head.weight")
       ? "lm_head" : "model.embed_tokens"
-    let table = try loader.embedding(
-      tableName, rows: configuration.vocabularySize, columns: configuration.hiddenSize)
-    var operations: [Operation] = [
-      .compute("embedding") { state in
-        backend.embed(
-          table: table, tokens: state.batch.tokens, count: state.batch.rowCount, out: state.residual)
-      }
-    ]
+    let (vocabulary, hidden) = (configuration.vocabularySize, configuration.hiddenSize)
+    var operations: [Operation] = []
+    var table: Tensor?
+    if let read = try loader.embeddingReader(tableName, rows: vocabulary, columns: hidden) {
+      operations.append(
+        .compute("embedding") { state in
+          for row in 0..<state.batch.rowCount {
+            read(Int(state.batch.tokens[row]), state.residual.float32 + row * state.residual.stride)
+          }
+        })
+    } else {
+      let tensor = try loader.embedding(tableName, rows: vocabulary, columns: hidden)
+      table = tensor
+      operations.append(
+        .compute("embedding") { state in
+          backend.embed(
+            table: tensor, tokens: state.batch.tokens, count: state.batch.rowCount, out: state.residual)
+        })
+    }
     for index in 0..<configuration.layerCount {
       let layer = try DecoderLayer(index: index, configuration: configuration, rotary: rotary, loader: loader)
       operations += layer.operations(backend: backend, attentionGroup: attentionGroup, mlpGroup: mlpGroup)
     }
     finalNorm = try loader.norm("model.norm", count: configuration.hiddenSize)
-    output =
-      configuration.tiedEmbeddings
-      ? try loader.tiedOutput(table)
-      : try loader.replicated(("lm_head", configuration.vocabularySize), inputs: configuration.hiddenSize)
+    if !configuration.tiedEmbeddings {
+      output = try loader.replicated(("lm_head", vocabulary), inputs: hidden)
+    } else if let stored = try loader.tiedOutput(tableName, rows: vocabulary, columns: hidden) {
+      output = stored
+    } else {
+      let whole: Tensor
+      if let table { whole = table } else { whole = try loader.embedding(tableName, rows: vocabulary, columns: hidden) }
+      output = try loader.tiedOutput(whole)
+    }
 
     self.configuration = configuration
     self.contextLength = context
     self.dtype = loader.dtype
-    self.weightFormat = options.quantizeToInt8 ? .int8PerChannel : .dense(loader.dtype)
+    self.weightFormat = loader.firstFormat ?? .dense(loader.dtype)
+    self.regroupedLayers = loader.regroupedLayers
     self.weightBytes = loader.packedBytes
     self.backend = backend
     self.rotary = rotary

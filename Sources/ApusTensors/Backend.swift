@@ -6,6 +6,17 @@ public enum WeightFormat: Sendable, Equatable {
   case dense(DType)
   /// int8 with one scale per output row; activations are quantised to int8 per token on the fly (W8A8).
   case int8PerChannel
+  /// As small integers in groups that share a scale; activations are quantised block by block on the fly.
+  case codes(CodeLayout)
+
+  /// A name for people, such as `bfloat16` or `int4`.
+  public var name: String {
+    switch self {
+    case .dense(let dtype): dtype.name
+    case .int8PerChannel: "int8"
+    case .codes(let layout): layout.name
+    }
+  }
 }
 
 /// Where the numbers of a weight come from when it is packed: rows of a matrix [outputs, inputs], row-major, possibly at
@@ -132,6 +143,17 @@ public protocol Backend: AnyObject, Sendable {
 
   /// Packs the rows of one or more sources, stacked in order, into one weight. All sources have equal `columns`.
   func packLinear(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight
+
+  /// Packs matrices that are stored quantised, stacked in order, into one weight that keeps their codes. All have equal
+  /// layout, `columns` and order of inputs.
+  func packLinear(_ sources: [QuantizedSource]) throws(EngineError) -> any LinearWeight
+
+  /// One weight whose outputs are those of some weights with equal inputs, one after the other; their formats may differ.
+  func joinLinear(_ parts: [any LinearWeight]) -> any LinearWeight
+
+  /// How far a packed weight of the format `int8PerChannel` is from the numbers it was made of: the root of the summed
+  /// squared differences, divided by that of the numbers.
+  func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double
 
   /// One layer's K/V pages.
   func makeKVLayer(pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) throws(EngineError) -> any KVLayer

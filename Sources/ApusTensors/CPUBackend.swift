@@ -109,18 +109,82 @@ public final class CPUBackend: Backend {
       rows.append(
         apus_weight_rows(address: source.address, dtype: try source.dtype.kernel(), rows: Int64(source.rows)))
     }
-    let kernelFormat =
-      switch format {
-      case .dense(let dtype): try dtype.kernel()
-      case .int8PerChannel: APUS_INT8
-      }
     let outputs = sources.reduce(0) { $0 + $1.rows }
-    guard let packed = apus_linear_create(Int64(outputs), Int64(first.columns), kernelFormat) else {
-      throw EngineError(.outOfMemory, "There is no memory for weights of \(outputs) x \(first.columns) numbers.")
+    let created: OpaquePointer?
+    switch format {
+    case .dense(let dtype): created = apus_linear_create(Int64(outputs), Int64(first.columns), try dtype.kernel())
+    case .int8PerChannel: created = apus_linear_create(Int64(outputs), Int64(first.columns), APUS_INT8)
+    case .codes(let layout):
+      guard !layout.hasFactors, layout.minimum == .none else {
+        throw EngineError(.internalFailure, "Weights cannot be rounded to codes with factors or minimums.")
+      }
+      var kernelLayout = try layout.kernel()
+      created = apus_linear_create_codes(Int64(outputs), Int64(first.columns), &kernelLayout, nil)
     }
-    locked { apus_linear_pack($0, packed, rows, Int32(rows.count)) }
+    guard let packed = created else { throw Self.noMemory(outputs, first.columns) }
+    locked {
+      if case .codes = format {
+        apus_linear_quantize($0, packed, rows, Int32(rows.count))
+      } else {
+        apus_linear_pack($0, packed, rows, Int32(rows.count))
+      }
+    }
     withExtendedLifetime(sources) {}
     return CPULinearWeight(packed: packed, outputs: outputs, inputs: first.columns, format: format)
+  }
+
+  private static func noMemory(_ outputs: Int, _ inputs: Int) -> EngineError {
+    EngineError(.outOfMemory, "There is no memory for weights of \(outputs) x \(inputs) numbers.")
+  }
+
+  public func packLinear(_ sources: [QuantizedSource]) throws(EngineError) -> any LinearWeight {
+    guard let first = sources.first, sources.allSatisfy(first.matches) else {
+      throw EngineError(.internalFailure, "Quantised weights that are packed together must have equal layouts.")
+    }
+    let (outputs, inputs) = (sources.reduce(0) { $0 + $1.rows }, first.columns)
+    var layout = try first.layout.kernel()
+    guard let packed = apus_linear_create_codes(Int64(outputs), Int64(inputs), &layout, first.order) else {
+      throw Self.noMemory(outputs, inputs)
+    }
+    let panel = Int(APUS_CODES_PANEL)
+    nonisolated(unsafe) let target = packed
+    parallel(chunks: (outputs + panel - 1) / panel) { chunk in
+      let range = chunk * panel..<min(outputs, (chunk + 1) * panel)
+      CodeRows.withRows(range.count, layout: first.layout, inputs: inputs) { rows in
+        QuantizedSource.fill(sources, range, rows)
+        var kernelRows = apus_code_rows(
+          codes: rows.codes, scales: rows.scales, factors: rows.factors, minimums: rows.minimums,
+          minimum_factors: rows.minimumFactors)
+        apus_linear_pack_codes(target, Int64(chunk), &kernelRows)
+      }
+    }
+    return CPULinearWeight(packed: packed, outputs: outputs, inputs: inputs, format: .codes(first.layout))
+  }
+
+  public func joinLinear(_ parts: [any LinearWeight]) -> any LinearWeight {
+    precondition(!parts.isEmpty && parts.allSatisfy { $0.inputs == parts[0].inputs })
+    return parts.count == 1 ? parts[0] : JoinedLinearWeight(parts)
+  }
+
+  public func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double {
+    guard let weight = weight as? CPULinearWeight, weight.format == .int8PerChannel else { return 0 }
+    var rows = [apus_weight_rows]()
+    for source in sources {
+      guard let dtype = try? source.dtype.kernel() else { return 0 }
+      rows.append(apus_weight_rows(address: source.address, dtype: dtype, rows: Int64(source.rows)))
+    }
+    defer { withExtendedLifetime(sources) {} }
+    return locked { apus_linear_int8_error($0, weight.packed, rows, Int32(rows.count)) }
+  }
+
+  /// The numbers that an output of weights with codes stands for, in the order of inputs; for tests and reports.
+  public func codeNumbers(_ weight: any LinearWeight, output: Int) -> [Float] {
+    guard let weight = weight as? CPULinearWeight, case .codes = weight.format else { return [] }
+    precondition(output >= 0 && output < weight.outputs)
+    return [Float](unsafeUninitializedCapacity: weight.inputs) { buffer, count in
+      if weight.inputs > 0 { apus_linear_read_codes(weight.packed, Int64(output), buffer.baseAddress) }
+      count = weight.inputs
+    }
   }
 
   public func makeKVLayer(
@@ -186,6 +250,9 @@ public final class CPUBackend: Backend {
   }
 
   public func linear(_ x: Tensor, _ weight: any LinearWeight, bias: Tensor?, out: Tensor) {
+    if let joined = weight as? JoinedLinearWeight {
+      return joined.forEachPart(bias: bias, out: out) { linear(x, $0, bias: $1, out: $2) }
+    }
     guard let weight = weight as? CPULinearWeight else {
       preconditionFailure("A weight of another backend was given to the CPU backend.")
     }
@@ -412,6 +479,30 @@ final class CPUKVLayer: KVLayer, @unchecked Sendable {
   var byteCount: Int { Int(apus_kv_bytes(pages)) }
 
   deinit { apus_kv_free(pages) }
+}
+
+extension CodeLayout {
+  /// The kernels' description of the layout.
+  /// - Throws: `unsupported` for scales that are no float type.
+  fileprivate func kernel() throws(EngineError) -> apus_code_layout {
+    let kernelLevels =
+      switch levels {
+      case .linear: APUS_LEVELS_LINEAR
+      case .e2m1: APUS_LEVELS_E2M1
+      case .iq4NL: APUS_LEVELS_IQ4_NL
+      case .e4m3: APUS_LEVELS_E4M3
+      }
+    let kernelMinimum =
+      switch minimum {
+      case .none: APUS_MINIMUM_NONE
+      case .own: APUS_MINIMUM_OWN
+      case .zeroPoint: APUS_MINIMUM_ZERO_POINT
+      }
+    return apus_code_layout(
+      bits: Int32(bits), levels: kernelLevels, offset: Int32(offset), group: Int32(groupSize),
+      block: Int32(blockSize), scale_dtype: try scaleType.kernel(), has_factors: hasFactors ? 1 : 0,
+      minimum: kernelMinimum)
+  }
 }
 
 extension DType {

@@ -30,8 +30,12 @@ public final class ReferenceBackend: Backend {
     /// [outputs] for int8, else empty.
     let scales: [Float]
     var byteCount: Int {
-      if case .dense(let dtype) = format { return outputs * inputs * dtype.byteCount }
-      return outputs * (inputs + 4)
+      switch format {
+      case .dense(let dtype): outputs * inputs * dtype.byteCount
+      case .int8PerChannel: outputs * (inputs + 4)
+      case .codes(let layout):
+        outputs * (inputs * layout.bits / 8 + layout.scaleCount(inputs) * layout.scaleType.byteCount)
+      }
     }
 
     init(outputs: Int, inputs: Int, format: WeightFormat, values: [Float], scales: [Float]) {
@@ -64,7 +68,38 @@ public final class ReferenceBackend: Backend {
         values.replaceSubrange(range, with: integers)
       }
       return Weight(outputs: outputs, inputs: inputs, format: format, values: values, scales: scales)
+    case .codes:
+      // Kept as they are: which codes a backend chooses is its own business, and tests judge it by these numbers.
+      return Weight(outputs: outputs, inputs: inputs, format: format, values: values, scales: [])
     }
+  }
+
+  public func packLinear(_ sources: [QuantizedSource]) throws(EngineError) -> any LinearWeight {
+    precondition(!sources.isEmpty && sources.allSatisfy(sources[0].matches))
+    var values: [Float] = []
+    for source in sources { values += source.dequantize(0..<source.rows) }
+    return Weight(
+      outputs: sources.reduce(0) { $0 + $1.rows }, inputs: sources[0].columns, format: .codes(sources[0].layout),
+      values: values, scales: [])
+  }
+
+  public func joinLinear(_ parts: [any LinearWeight]) -> any LinearWeight {
+    parts.count == 1 ? parts[0] : JoinedLinearWeight(parts)
+  }
+
+  public func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double {
+    guard let weight = weight as? Weight, weight.format == .int8PerChannel else { return 0 }
+    var (index, error, total) = (0, 0.0, 0.0)
+    for source in sources {
+      for place in 0..<source.rows * source.columns {
+        let number = Double(load(source.address, source.dtype, place))
+        let rounded = Double(weight.values[index]) * Double(weight.scales[index / weight.inputs])
+        error += (number - rounded) * (number - rounded)
+        total += number * number
+        index += 1
+      }
+    }
+    return total > 0 ? (error / total).squareRoot() : 0
   }
 
   /// Symmetric int8: value = scale * integer, the largest magnitude at 127, ties to even.
@@ -214,6 +249,9 @@ public final class ReferenceBackend: Backend {
   }
 
   public func linear(_ x: Tensor, _ weight: any LinearWeight, bias: Tensor?, out: Tensor) {
+    if let joined = weight as? JoinedLinearWeight {
+      return joined.forEachPart(bias: bias, out: out) { linear(x, $0, bias: $1, out: $2) }
+    }
     let weight = weight as! Weight
     for row in 0..<x.rows {
       var input = (0..<weight.inputs).map { x.float32[row * x.stride + $0] }

@@ -10,7 +10,7 @@
 
 #ifndef APUS_LEVEL
 
-#include "internal.h"
+#include "codes.h"
 
 #include <stdlib.h>
 
@@ -33,6 +33,8 @@ struct apus_linear {
   float *scales;
   int32_t *sums;
   size_t scale_bytes;
+  // Weights that stay quantised; everything else is empty then.
+  apus_codes *codes;
 };
 
 typedef struct {
@@ -74,6 +76,7 @@ APUS_INLINE int64_t unit_numbers(apus_dtype format) {
 typedef void panel_function(const linear_arguments *, int64_t panel, int64_t first_row, int64_t last_row);
 typedef void prepare_function(const prepare_arguments *, int64_t first_row, int64_t last_row);
 typedef void pack_function(const pack_arguments *, int64_t panel);
+typedef void error_function(const pack_arguments *, int64_t panel, double *sums);
 
 static panel_function *const panel_float32[] = APUS_LEVELS(panel_float32);
 static panel_function *const panel_float16[] = APUS_LEVELS(panel_float16);
@@ -82,6 +85,7 @@ static panel_function *const panel_int8[] = APUS_LEVELS(panel_int8);
 static panel_function *const *const panels_of_format[] = {panel_float32, panel_float16, panel_bfloat16, panel_int8};
 static prepare_function *const prepare_rows[] = APUS_LEVELS(prepare_rows);
 static pack_function *const pack_panel[] = APUS_LEVELS(pack_panel);
+static error_function *const panel_error[] = APUS_LEVELS(panel_error);
 
 apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype format) {
   if (outputs < 0 || inputs < 0 || outputs > INT64_MAX / 2 - 64) return NULL;
@@ -110,15 +114,53 @@ apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype form
   return weight;
 }
 
+apus_linear *apus_linear_create_codes(
+    int64_t outputs, int64_t inputs, const apus_code_layout *layout, const int32_t *order) {
+  if (outputs < 0 || inputs < 0 || outputs > INT64_MAX / 2 - 64 || inputs > INT32_MAX / 1024) return NULL;
+  apus_linear *weight = calloc(1, sizeof *weight);
+  if (!weight) return NULL;
+  weight->outputs = outputs;
+  weight->inputs = inputs;
+  weight->codes = apus_codes_create(outputs, inputs, layout);
+  if (!weight->codes) {
+    free(weight);
+    return NULL;
+  }
+  if (order) {
+    weight->codes->order = malloc((size_t)inputs * 4 + 4);
+    if (!weight->codes->order) {
+      apus_linear_free(weight);
+      return NULL;
+    }
+    memcpy(weight->codes->order, order, (size_t)inputs * 4);
+  }
+  return weight;
+}
+
+void apus_linear_pack_codes(apus_linear *weight, int64_t panel, const apus_code_rows *rows) {
+  apus_codes_pack_panel(weight->codes, panel, rows);
+}
+
+void apus_linear_quantize(apus_context *context, apus_linear *weight, const apus_weight_rows *sources, int count) {
+  apus_codes_quantize(context, weight->codes, sources, count);
+}
+
+void apus_linear_read_codes(const apus_linear *weight, int64_t output, float *numbers) {
+  apus_codes_read(weight->codes, output, numbers);
+}
+
 void apus_linear_free(apus_linear *weight) {
   if (!weight) return;
+  apus_codes_free(weight->codes);
   apus_release(weight->data, weight->data_bytes);
   apus_release(weight->scales, weight->scale_bytes);
   apus_release(weight->sums, weight->scale_bytes);
   free(weight);
 }
 
-size_t apus_linear_bytes(const apus_linear *weight) { return weight->data_bytes + 2 * weight->scale_bytes; }
+size_t apus_linear_bytes(const apus_linear *weight) {
+  return weight->data_bytes + 2 * weight->scale_bytes + (weight->codes ? weight->codes->data_bytes : 0);
+}
 
 typedef struct {
   pack_function *function;
@@ -134,6 +176,33 @@ static void pack_task(void *argument, int chunk, int thread) {
 void apus_linear_pack(apus_context *context, apus_linear *weight, const apus_weight_rows *sources, int count) {
   pack_region region = {pack_panel[context->isa], {weight, sources, count}};
   apus_pool_run(context->pool, (int)weight->panels, pack_task, &region);
+}
+
+typedef struct {
+  error_function *function;
+  pack_arguments arguments;
+  // Two sums for each panel.
+  double *sums;
+} error_region;
+
+static void error_task(void *argument, int chunk, int thread) {
+  (void)thread;
+  const error_region *region = argument;
+  region->function(&region->arguments, chunk, region->sums + 2 * chunk);
+}
+
+double apus_linear_int8_error(
+    apus_context *context, const apus_linear *weight, const apus_weight_rows *sources, int count) {
+  error_region region = {
+      panel_error[context->isa], {(apus_linear *)weight, sources, count},
+      apus_scratch_reserve(&context->shared[0], (size_t)(weight->panels + 1) * 16)};
+  apus_pool_run(context->pool, (int)weight->panels, error_task, &region);
+  double error = 0, total = 0;
+  for (int64_t panel = 0; panel < weight->panels; panel++) {
+    error += region.sums[2 * panel];
+    total += region.sums[2 * panel + 1];
+  }
+  return total > 0 ? sqrt(error / total) : 0;
 }
 
 typedef struct {
@@ -172,6 +241,10 @@ void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows,
     const float *bias, float *out, int64_t out_stride) {
   if (rows <= 0 || weight->outputs == 0) return;
+  if (weight->codes) {
+    apus_codes_run(context, weight->codes, x, x_stride, rows, bias, out, out_stride);
+    return;
+  }
   linear_region region = {
       panels_of_format[weight->format][context->isa],
       {weight, (const uint32_t *)x, x_stride, NULL, rows, bias, out, out_stride}, 0, 0, 1};
@@ -497,6 +570,33 @@ static void FN(pack_panel)(const pack_arguments *a, int64_t panel) {
     if (weight->format == APUS_INT8) {
       memcpy(weight->sums + panel * panel_outputs + group * 16, sums, sizeof sums);
     }
+  }
+}
+
+// The summed squared error of a panel's int8 weights, and the sum of the squares.
+static void FN(panel_error)(const pack_arguments *a, int64_t panel, double *sums) {
+  const apus_linear *weight = a->weight;
+  int64_t first = panel * panel_outputs, last = apus_min(weight->outputs, first + panel_outputs);
+  sums[0] = sums[1] = 0;
+  for (int64_t output = first; output < last; output++) {
+    int64_t row = output;
+    int s = 0;
+    while (row >= a->sources[s].rows) row -= a->sources[s++].rows;
+    apus_dtype dtype = a->sources[s].dtype;
+    const char *from =
+        (const char *)a->sources[s].address + (size_t)row * (size_t)weight->inputs * apus_dtype_bytes(dtype);
+    vf error = 0, total = 0;
+    float scale = weight->scales[output];
+    float inverse = scale > 0 ? 1.0f / scale : 0;
+    for (int64_t k = 0; k < weight->inputs; k += 16) {
+      int64_t n = apus_min(16, weight->inputs - k);
+      vf v = n == 16 ? FN(load_as)(from, dtype, k) : FN(load_some_as)(from, dtype, k, n);
+      vf difference = v - FN(round)(v * inverse) * scale;
+      error += difference * difference;
+      total += v * v;
+    }
+    sums[0] += FN(sum)(error);
+    sums[1] += FN(sum)(total);
   }
 }
 

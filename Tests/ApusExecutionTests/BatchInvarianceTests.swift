@@ -87,9 +87,10 @@ struct BatchInvarianceTests {
     }
   }
 
-  static let formats: [(name: String, dtype: DType, int8: Bool)] = [
-    ("float32", .float32, false), ("float16", .float16, false), ("bfloat16", .bfloat16, false),
-    ("int8", .bfloat16, true),
+  static let formats: [(name: String, dtype: DType, quantization: WeightQuantization)] = [
+    ("float32", .float32, .stored), ("float16", .float16, .stored), ("bfloat16", .bfloat16, .stored),
+    ("int8", .bfloat16, .int8), ("int8-group", .bfloat16, .codes(.int8)), ("int4", .bfloat16, .codes(.int4)),
+    ("fp8", .bfloat16, .codes(.float8)),
   ]
 
   /// A model wide enough that kernels split their work, in every weight format: chunks, company and numbers of threads
@@ -115,7 +116,7 @@ struct BatchInvarianceTests {
           ], backend: CPUBackend(threads: threads, isa: level)
         ) {
           $0.dtype = format.dtype
-          $0.quantizeToInt8 = format.int8
+          $0.quantization = format.quantization
           $0.maxTokensPerStep = 100
         }
         let whole = try loaded.steps.promptLogits(prompt, positions: Array(prompt.indices))

@@ -91,6 +91,30 @@ struct QuantizedMatrixTests {
     }
   }
 
+  /// What stays quantised stands for the same numbers; only the order of two roundings may differ.
+  @Test func codesStandForTheReferences() throws {
+    var kept = 0
+    for entry in try Self.cases() {
+      let directory = try TemporaryDirectory()
+      try directory.write("model.safetensors", safetensors(entry.tensors))
+      let quantization = try #require(try configuration([("quantization_config", entry.json)]).quantization)
+      let store = QuantizedCheckpoint(try SafetensorsCheckpoint(directory: directory.path), quantization)
+      let name = "model.layers.0.mlp.up_proj.weight"
+      guard let source = try store.quantized(name, shape: entry.shape) else { continue }
+      kept += 1
+      let wanted = entry.expected.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+      for rows in [0..<entry.shape[0], entry.shape[0] / 3..<entry.shape[0]] {
+        let found = source.rows(rows).dequantize(0..<rows.count)
+        let isEqual = zip(found, wanted[(rows.lowerBound * entry.shape[1])...]).allSatisfy {
+          // Codes times scale and zero point times scale cancel.
+          abs($0 - $1) <= 1e-5 * max(abs($1), wanted.map(abs).max()!)
+        }
+        #expect(isEqual && found.count == rows.count * entry.shape[1], "\(entry.name)")
+      }
+    }
+    #expect(kept >= 8, "\(kept)")
+  }
+
   /// Large enough for several chunks and tiles, with sizes that are no multiples of them.
   @Test func largeMatrices() throws {
     var generator = SeededGenerator(seed: 5)
@@ -451,6 +475,7 @@ struct QuantizedModelTests {
         func logits(_ path: String, _ dtype: DType?) throws -> ([[UInt32]], ModelDescription) {
           var options = ModelOptions(path: path)
           options.dtype = dtype
+          options.quantization = .dense
           options.kvCacheBytes = 1 << 20
           let loaded = try ModelLoader.load(options, backend: backend)
           let found = try loaded.steps.promptLogits(prompt, positions: [0, 4, 8])
@@ -463,6 +488,17 @@ struct QuantizedModelTests {
         #expect(Set(found[0]).count > 30)
         #expect(description.dtype == (dtype ?? .bfloat16).name)
       }
+      // As it is stored: the same up to the rounding of activations.
+      var options = ModelOptions(path: quantized.path)
+      options.kvCacheBytes = 1 << 20
+      let loaded = try ModelLoader.load(options, backend: backend)
+      options.quantization = .dense
+      let plainModel = try ModelLoader.load(options, backend: backend)
+      let found = try loaded.steps.promptLogits(prompt, positions: [0, 4, 8]).flatMap { $0 }
+      let wanted = try plainModel.steps.promptLogits(prompt, positions: [0, 4, 8]).flatMap { $0 }
+      let error = zip(found, wanted).reduce(Float(0)) { $0 + ($1.0 - $1.1) * ($1.0 - $1.1) }
+      let total = wanted.reduce(Float(0)) { $0 + $1 * $1 }
+      #expect(error < 0.01 * total, "\(method.name) on \(backend.name): \((error / total).squareRoot())")
     }
   }
 
@@ -486,7 +522,9 @@ struct QuantizedModelTests {
     try directory.write("model.safetensors", safetensors(tensors))
     let store = QuantizedCheckpoint(try SafetensorsCheckpoint(directory: directory.path), model.quantization!)
     var reports: [(done: Int, total: Int)] = []
-    _ = try LanguageModel(model, store: store, backend: testBackends[0]) { reports.append(($0, $1)) }
+    _ = try LanguageModel(
+      model, store: store, backend: testBackends[0], options: WeightOptions(quantization: .dense)
+    ) { reports.append(($0, $1)) }
     #expect(zip(reports, reports.dropFirst()).allSatisfy { $0.done <= $1.done })
     #expect(reports.last!.done == reports.last!.total && reports.dropLast(2).allSatisfy { $0.done < $0.total })
   }

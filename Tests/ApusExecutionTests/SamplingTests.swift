@@ -187,7 +187,7 @@ struct SamplingTests {
       let original = try logits(makeTinyModel(backend: backend), prompt)
       let largest = original.reduce(0) { max($0, abs($1)) }
       for (name, limit, configure) in [
-        ("int8", Float(0.08), { @Sendable (options: inout ModelOptions) in options.quantizeToInt8 = true }),
+        ("int8", Float(0.08), { @Sendable (options: inout ModelOptions) in options.quantization = .int8 }),
         ("bfloat16", 0.08, { @Sendable in $0.dtype = .bfloat16 }),
         ("float16", 0.02, { @Sendable in $0.dtype = .float16 }),
       ] {

@@ -42,6 +42,7 @@ import Testing
             largest > 0 ? (row[r * inputs + k] * (127 / largest)).rounded(.toNearestOrEven) : 0
         }
       }
+    case .codes: fatalError("See CodesTests.")
     }
     var values = [Double]()
     var tolerance = [Double]()
@@ -179,6 +180,25 @@ import Testing
         try tensor([Float](repeating: sign, count: inputs), rows: 1, columns: inputs), weight, bias: nil, out: out)
       #expect(abs(values(out)[0] + sign * Float(inputs)) < 0.02)
       #expect(abs(values(out)[1] - sign * Float(inputs)) < 0.02)
+    }
+  }
+
+  @Test(arguments: levels)
+  func int8ErrorIsMeasured(level: InstructionSet) throws {
+    let backend = try makeBackend(level)
+    let reference = ReferenceBackend()
+    var generator = Generator(14)
+    for outlier in [Float(1), 60] {
+      var w = generator.floats(70 * 131)
+      for n in 0..<70 { w[n * 131 + n] = outlier }
+      let (memory, address) = try bytes(w, .bfloat16)
+      let sources = [
+        WeightSource(address: address, dtype: .bfloat16, rows: 30, columns: 131, owner: memory),
+        WeightSource(address: address + 30 * 131 * 2, dtype: .bfloat16, rows: 40, columns: 131, owner: memory),
+      ]
+      let found = backend.int8Error(try backend.packLinear(sources, format: .int8PerChannel), sources)
+      let wanted = reference.int8Error(try reference.packLinear(sources, format: .int8PerChannel), sources)
+      #expect(abs(found - wanted) < 0.02 * wanted && (outlier > 1) == (found > 0.01), "\(found), \(wanted)")
     }
   }
 

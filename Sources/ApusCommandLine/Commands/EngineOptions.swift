@@ -36,7 +36,10 @@ struct EngineOptions: ParsableArguments {
   @Option(help: "The format of weights; auto keeps the checkpoint's.")
   var dtype = standard.dtype
 
-  @Option(help: "Quantises weights while loading: int8 has a scale per output channel.")
+  @Option(
+    help: ArgumentHelp(
+      "Quantises weights while loading: int8 has a scale per output, int8-group and int4 one per 32 inputs, fp8 one per "
+        + "128. dense dequantises. Default: what the checkpoint stores quantised stays so."))
   var quantization: EngineConfiguration.Quantization?
 
   @Option(help: "The format of cached keys and values; auto is float32 for float32 weights, else bfloat16.")

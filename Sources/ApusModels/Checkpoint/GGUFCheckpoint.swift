@@ -4,9 +4,9 @@ import Glibc
 
 /// The weights of a GGUF model under their Hugging Face names, with the conventions of the format undone.
 ///
-/// F32, F16 and BF16 tensors are read in place. Quantised ones are turned into float32 as they are asked for, one tensor
-/// at a time, and packed from there: in bfloat16 unless another format is asked for. The embedding table, which stays as
-/// it is loaded, is rounded to that format at once. For `llama`, whose converter orders the rows of q and k for rotation
+/// F32, F16 and BF16 tensors are read in place. Quantised ones can be had as they are (`quantized`, and `rowReader` for
+/// the embedding table), or are turned into float32 as they are asked for, one tensor at a time, and packed from there: in
+/// bfloat16 unless another format is asked for. The embedding table is rounded to that format at once then. For `llama`, whose converter orders the rows of q and k for rotation
 /// of neighbouring pairs, rows are put back into the half-split order.
 public final class GGUFCheckpoint: WeightStore {
   public let origin: String
@@ -124,6 +124,40 @@ public final class GGUFCheckpoint: WeightStore {
       address: UnsafeRawPointer(memory.address), dtype: target, rows: rows, columns: columns, owner: memory)
   }
 
+  /// A matrix with the file's own blocks taken apart; `nil` for one of plain numbers.
+  public func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource? {
+    guard shape.count == 2, let own = names[name], let (tensor, file) = files.tensor(own),
+      let bytes = files.bytes(own), let type = GGUFWeightType(rawValue: tensor.typeID), let layout = type.codeLayout,
+      tensor.dimensions.reversed() == shape
+    else { return nil }
+    let heads = rotatedHeads(name)
+    let copy = RowCopy(
+      source: bytes.baseAddress!, type: type, target: UnsafeMutableRawPointer(mutating: bytes.baseAddress!),
+      targetType: .float32, rows: shape[0], columns: shape[1], headLength: heads > 0 ? shape[0] / heads : 0)
+    return QuantizedSource(layout: layout, rows: shape[0], columns: shape[1], storedBytes: bytes.count) {
+      copy.unpack($0, layout: layout, into: $1)
+      withExtendedLifetime(file) {}
+    }
+  }
+
+  public func rowReader(
+    _ name: String, shape: [Int]
+  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
+    guard shape.count == 2, let own = names[name], let (tensor, file) = files.tensor(own),
+      let bytes = files.bytes(own), let type = GGUFWeightType(rawValue: tensor.typeID), type.codeLayout != nil,
+      tensor.dimensions.reversed() == shape, rotatedHeads(name) == 0
+    else { return nil }
+    let copy = RowCopy(
+      source: bytes.baseAddress!, type: type, target: UnsafeMutableRawPointer(mutating: bytes.baseAddress!),
+      targetType: .float32, rows: shape[0], columns: shape[1], headLength: 0)
+    return { row, target in
+      copy.type.dequantize(
+        copy.source + row * (copy.columns / copy.type.blockLength * copy.type.blockBytes), count: copy.columns,
+        to: target)
+      withExtendedLifetime(file) {}
+    }
+  }
+
   /// The number of heads whose rows were reordered, or 0.
   private func rotatedHeads(_ name: String) -> Int {
     guard files.metadata["general.architecture"]?.stringValue == "llama" else { return 0 }
@@ -177,6 +211,16 @@ private struct RowCopy: @unchecked Sendable {
           }
         }
       }
+    }
+  }
+
+  /// Takes the blocks of some rows apart.
+  func unpack(_ range: Range<Int>, layout: CodeLayout, into rows: CodeRows) {
+    let rowBytes = columns / type.blockLength * type.blockBytes
+    for (i, row) in range.enumerated() {
+      type.unpack(
+        source + sourceRow(row) * rowBytes, count: columns,
+        into: rows.advanced(rows: i, layout: layout, inputs: columns))
     }
   }
 

@@ -18,6 +18,20 @@ public protocol WeightStore: Sendable {
   /// A weight's numbers. A vector of n numbers is asked for with shape [n] and described as one row.
   /// - Throws: `invalidCheckpoint` naming the file, the weight, and what was expected and found.
   func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource
+  /// A matrix as it is stored, if it is stored quantised and there are kernels for that; else `nil`.
+  /// - Throws: as `load`.
+  func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource?
+  /// What turns single rows of a matrix that is stored quantised into float32, for embedding tables; `nil` for others.
+  func rowReader(
+    _ name: String, shape: [Int]
+  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)?
+}
+
+extension WeightStore {
+  public func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource? { nil }
+  public func rowReader(
+    _ name: String, shape: [Int]
+  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? { nil }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that

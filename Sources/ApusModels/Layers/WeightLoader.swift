@@ -3,18 +3,33 @@ public import ApusCore
 public import ApusTensors
 import Glibc
 
+/// What becomes of linear layers while they are loaded.
+///
+/// Where layers are rounded, the output layer is not among them: its rounding goes straight into the order of the most
+/// likely tokens, with no later layer to even it out. Neither is the embedding table.
+public enum WeightQuantization: Sendable, Equatable {
+  /// What the checkpoint stores quantised stays so where there are kernels for it; all else becomes plain numbers.
+  case stored
+  /// All layers become plain numbers.
+  case dense
+  /// int8 with a scale for each output; in groups of 32 where that would round too coarsely
+  /// (`WeightLoader.int8ErrorBound`).
+  case int8
+  /// The codes of a layout without factors and minimums.
+  case codes(CodeLayout)
+}
+
 /// How weights are stored once loaded.
 public struct WeightOptions: Sendable, Equatable {
-  /// The number format of linear layers; `nil` keeps the checkpoint's.
+  /// The format of plain numbers; `nil` keeps the checkpoint's.
   public var dtype: DType?
-  /// Whether linear layers are stored as int8. The output layer is not among them: its rounding goes straight into the
-  /// order of the most likely tokens, with no later layer to even it out. Neither is the embedding table.
-  public var quantizeToInt8: Bool
+  /// The format of linear layers.
+  public var quantization: WeightQuantization
 
   /// Describes storage.
-  public init(dtype: DType? = nil, quantizeToInt8: Bool = false) {
+  public init(dtype: DType? = nil, quantization: WeightQuantization = .stored) {
     self.dtype = dtype
-    self.quantizeToInt8 = quantizeToInt8
+    self.quantization = quantization
   }
 }
 
@@ -28,11 +43,22 @@ public final class WeightLoader {
   public let dtype: DType
   private let store: any WeightStore
   private let layerFormat: WeightFormat
+  private let keepsStored: Bool
   private let progress: ((_ done: Int, _ total: Int) -> Void)?
   private let total: Int
   private var done = 0
   /// Bytes of the weights packed so far.
   public private(set) var packedBytes = 0
+  /// The format of the first linear layer that was packed.
+  public private(set) var firstFormat: WeightFormat?
+  /// Linear layers that were to have int8 with a scale for each output and got one for each group.
+  public private(set) var regroupedLayers = 0
+
+  /// The most that int8 with a scale for each output may be off, relative to the weights themselves (root of the summed
+  /// squares). Normally distributed weights are at 0.008 to 0.009: their largest of some thousands is 3.5 to 4 deviations
+  /// off, a step is a 127th of that, and rounding errs by a step / sqrt(12). Twice that means outputs in which few
+  /// numbers stand out so far that the others lose a bit.
+  public static let int8ErrorBound = 0.018
 
   /// Prepares to load.
   /// - Parameter progress: called after each weight with bytes read and the bytes there are.
@@ -44,7 +70,13 @@ public final class WeightLoader {
     self.backend = backend
     self.layout = layout
     dtype = options.dtype ?? store.dtype(of: sample) ?? .float32
-    layerFormat = options.quantizeToInt8 ? .int8PerChannel : .dense(dtype)
+    layerFormat =
+      switch options.quantization {
+      case .stored, .dense: .dense(dtype)
+      case .int8: .int8PerChannel
+      case .codes(let layout): .codes(layout)
+      }
+    keepsStored = options.quantization == .stored
     self.progress = progress
     total = store.byteCount > 0 ? store.byteCount : expectedBytes
   }
@@ -56,6 +88,7 @@ public final class WeightLoader {
   public func columnParallel(
     _ parts: [Part], inputs: Int, rank: Int, ranks: Int
   ) throws(EngineError) -> any LinearWeight {
+    if let weight = try stored(parts, inputs: inputs, rank: rank, ranks: ranks) { return weight }
     var sources: [WeightSource] = []
     for part in parts {
       var source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
@@ -69,6 +102,7 @@ public final class WeightLoader {
 
   /// Loads a matrix [outputs, inputs] of which this rank holds its share of the inputs; the ranks' results add up.
   public func rowParallel(_ part: Part, inputs: Int, rank: Int, ranks: Int) throws(EngineError) -> any LinearWeight {
+    if ranks == 1, let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
     let source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
     if ranks == 1 { return try pack([source], format: layerFormat) }
     let columns = ParallelLayout.share(of: inputs, rank: rank, ranks: ranks)
@@ -86,9 +120,10 @@ public final class WeightLoader {
       ], format: layerFormat)
   }
 
-  /// Loads a matrix that every rank holds whole, in the dense format.
+  /// Loads a matrix that every rank holds whole: as it is stored, or in the dense format.
   public func replicated(_ part: Part, inputs: Int) throws(EngineError) -> any LinearWeight {
-    try pack(
+    if let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
+    return try pack(
       [try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)], format: .dense(dtype))
   }
 
@@ -133,6 +168,21 @@ public final class WeightLoader {
     return table
   }
 
+  /// What reads rows of an embedding table that is stored quantised; `nil` for other tables and where all weights are to
+  /// become plain numbers.
+  public func embeddingReader(
+    _ name: String, rows: Int, columns: Int
+  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
+    guard keepsStored else { return nil }
+    return try store.rowReader(name + ".weight", shape: [rows, columns])
+  }
+
+  /// Packs an output layer that is an embedding table which is stored quantised.
+  /// - Returns: `nil` if it is not.
+  public func tiedOutput(_ name: String, rows: Int, columns: Int) throws(EngineError) -> (any LinearWeight)? {
+    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1)
+  }
+
   /// Packs an output layer that is the embedding table.
   public func tiedOutput(_ table: Tensor) throws(EngineError) -> any LinearWeight {
     let weight = try backend.packLinear(
@@ -145,14 +195,64 @@ public final class WeightLoader {
   }
 
   private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {
-    let weight = try backend.packLinear(sources, format: format)
+    var weight = try backend.packLinear(sources, format: format)
+    if format == .int8PerChannel, backend.int8Error(weight, sources) > Self.int8ErrorBound {
+      weight = try backend.packLinear(sources, format: .codes(.int8))
+      regroupedLayers += 1
+    }
     packedBytes += weight.byteCount
+    if firstFormat == nil { firstFormat = weight.format }
     for source in sources { report(source) }
     return weight
   }
 
+  /// Packs matrices as they are stored, each one this rank's share of its outputs.
+  /// - Returns: `nil` if none of them is stored quantised, or if plain numbers are asked for.
+  private func stored(
+    _ parts: [Part], inputs: Int, rank: Int, ranks: Int
+  ) throws(EngineError) -> (any LinearWeight)? {
+    guard keepsStored else { return nil }
+    var quantized: [QuantizedSource?] = []
+    for part in parts {
+      let source = try store.quantized(part.name + ".weight", shape: [part.outputs, inputs])
+      quantized.append(source?.rows(ParallelLayout.share(of: part.outputs, rank: rank, ranks: ranks)))
+    }
+    guard quantized.contains(where: { $0 != nil }) else { return nil }
+    // Neighbours of one layout are packed as one weight.
+    var weights: [any LinearWeight] = []
+    var run: [QuantizedSource] = []
+    func finishRun() throws(EngineError) {
+      if !run.isEmpty { weights.append(try backend.packLinear(run)) }
+      run = []
+    }
+    for (part, source) in zip(parts, quantized) {
+      if let source {
+        if let last = run.last, !last.matches(source) { try finishRun() }
+        run.append(source)
+        report(bytes: source.rows * source.columns * 4)
+      } else {
+        try finishRun()
+        var plain = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+        let rows = ParallelLayout.share(of: part.outputs, rank: rank, ranks: ranks)
+        plain.address += rows.lowerBound * inputs * plain.dtype.byteCount
+        plain.rows = rows.count
+        weights.append(try backend.packLinear([plain], format: .dense(dtype)))
+        report(plain)
+      }
+    }
+    try finishRun()
+    let weight = backend.joinLinear(weights)
+    packedBytes += weight.byteCount
+    if firstFormat == nil { firstFormat = weight.format }
+    return weight
+  }
+
   private func report(_ source: WeightSource) {
-    done += source.rows * source.columns * source.dtype.byteCount
+    report(bytes: source.rows * source.columns * source.dtype.byteCount)
+  }
+
+  private func report(bytes: Int) {
+    done += bytes
     progress?(min(done, total), total)
   }
 

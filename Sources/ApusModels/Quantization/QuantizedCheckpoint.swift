@@ -3,13 +3,13 @@ public import ApusTensors
 
 /// A Hugging Face checkpoint whose linear layers are quantised, seen as one of plain numbers.
 ///
-/// Each matrix is turned into float32 when it is asked for and given up once it is packed, so there is never a second
-/// copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is, whether or
+/// A matrix for which there are kernels can be had as it is stored (`quantized`). Others, and those of a caller who wants
+/// numbers, are turned into float32 when they are asked for (`load`) and given up once they are packed, so there is never
+/// a second copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is, whether or
 /// not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
 ///
-/// No kernel computes with 4-bit weights yet: they are packed as bfloat16 unless a caller asks for another format, and so
-/// take as much memory as those of the unquantised model. Integers with a scale for each output go the same way:
-/// `WeightFormat.int8PerChannel` computes scales of its own from the largest number of each output, which need not be the
+/// Integers with a scale for each output have no codes: they are packed as bfloat16 unless a caller asks for another
+/// format. `WeightFormat.int8PerChannel` computes scales of its own from the largest number of each output, which need not be the
 /// checkpoint's.
 ///
 /// The formulas, all in float32 with the operations in this order (n an output, k an input, g its group):
@@ -30,8 +30,8 @@ public import ApusTensors
 public final class QuantizedCheckpoint: WeightStore {
   public let origin: String
   public let byteCount: Int
-  private let checkpoint: SafetensorsCheckpoint
-  private let quantization: QuantizationConfiguration
+  let checkpoint: SafetensorsCheckpoint
+  let quantization: QuantizationConfiguration
   private let helper: CPUBackend?
 
   /// Describes a quantised checkpoint.
@@ -90,14 +90,7 @@ public final class QuantizedCheckpoint: WeightStore {
     case .packedInteger(let bits, let scales, let isSymmetric, let actOrder):
       let words = (inputs + 32 / bits - 1) / (32 / bits)
       let codes = try stored(module + ".weight_packed", types: ["I32"], shapes: [[outputs, words]])
-      if checkpoint.contains(module + ".weight_shape") {
-        let tensor = try stored(module + ".weight_shape", types: ["I64"], shapes: [[2]])
-        guard tensor.load(0, as: Int64.self) == outputs, tensor.load(1, as: Int64.self) == inputs else {
-          throw tensor.broken(
-            "says [\(tensor.load(0, as: Int64.self)), \(tensor.load(1, as: Int64.self))], but config.json asks for "
-              + "\(shape)")
-        }
-      }
+      try checkShape(module, outputs, inputs)
       memory = try rowMajor(
         module, outputs, inputs, codes: .packed(codes, bits: bits, words: words), scales: scales,
         zeroBits: isSymmetric ? nil : bits, actOrder: actOrder)
@@ -117,7 +110,7 @@ public final class QuantizedCheckpoint: WeightStore {
 
   // MARK: Tensors
 
-  private static func module(of name: String) -> String? {
+  static func module(of name: String) -> String? {
     name.hasSuffix(".weight") ? String(name.dropLast(7)) : nil
   }
 
@@ -130,7 +123,7 @@ public final class QuantizedCheckpoint: WeightStore {
   }
 
   /// A tensor of the checkpoint that has one of some types and shapes.
-  private func stored(_ name: String, types: [String], shapes: [[Int]]) throws(EngineError) -> StoredTensor {
+  func stored(_ name: String, types: [String], shapes: [[Int]]) throws(EngineError) -> StoredTensor {
     guard let (file, entry) = checkpoint.entry(name) else {
       throw EngineError(
         .invalidCheckpoint,
@@ -154,8 +147,19 @@ public final class QuantizedCheckpoint: WeightStore {
     shapes.map { "\($0)" }.joined(separator: " or ")
   }
 
+  /// Packed integers have a tensor that states the shape.
+  func checkShape(_ module: String, _ outputs: Int, _ inputs: Int) throws(EngineError) {
+    guard checkpoint.contains(module + ".weight_shape") else { return }
+    let tensor = try stored(module + ".weight_shape", types: ["I64"], shapes: [[2]])
+    guard tensor.load(0, as: Int64.self) == outputs, tensor.load(1, as: Int64.self) == inputs else {
+      throw tensor.broken(
+        "says [\(tensor.load(0, as: Int64.self)), \(tensor.load(1, as: Int64.self))], but config.json asks for "
+          + "[\(outputs), \(inputs)]")
+    }
+  }
+
   /// The group of each input: from a tensor where there is one, else a division.
-  private func groupIndices(
+  func groupIndices(
     _ name: String, inputs: Int, groupSize: Int, groups: Int, isRequired: Bool
   ) throws(EngineError) -> [Int32] {
     guard isRequired || checkpoint.contains(name) else {
@@ -278,7 +282,7 @@ public final class QuantizedCheckpoint: WeightStore {
 
   /// Where AWQ keeps the bits of the output that is at `offset` among the eight of a word.
   @inline(__always)
-  private static func awqShift(_ offset: Int) -> UInt32 {
+  static func awqShift(_ offset: Int) -> UInt32 {
     UInt32(truncatingIfNeeded: 4 * (offset / 2 + offset % 2 * 4))
   }
 
@@ -289,7 +293,7 @@ public final class QuantizedCheckpoint: WeightStore {
     case float8(StoredTensor)
   }
 
-  private static let scaleTypes = ["F32", "F16", "BF16"]
+  static let scaleTypes = ["F32", "F16", "BF16"]
 
   /// compressed-tensors and fp8: numbers in rows of outputs, scales in rows of outputs or of blocks of them.
   /// - Parameter zeroBits: the bits of zero points; `nil` where there are none.
@@ -432,7 +436,7 @@ public final class QuantizedCheckpoint: WeightStore {
 }
 
 /// A tensor of a file in whatever type it has.
-private struct StoredTensor: @unchecked Sendable {
+struct StoredTensor: @unchecked Sendable {
   // Unchecked: the address points into a read-only mapping that `file` keeps.
   let name: String
   let file: SafetensorsFile
@@ -450,6 +454,15 @@ private struct StoredTensor: @unchecked Sendable {
   @inline(__always)
   func load<Number: BitwiseCopyable>(_ index: Int, as type: Number.Type) -> Number {
     address.loadUnaligned(fromByteOffset: index * MemoryLayout<Number>.size, as: type)
+  }
+
+  /// The type of the numbers. Only for the types of scales.
+  var numberType: DType {
+    switch entry.typeName {
+    case "F16": .float16
+    case "BF16": .bfloat16
+    default: .float32
+    }
   }
 
   /// All numbers, in float32. Only for the types of scales.

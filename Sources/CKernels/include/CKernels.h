@@ -120,8 +120,85 @@ void apus_linear_free(apus_linear *weight);
 /// `APUS_INT8`, each output's scale is its largest magnitude / 127 and its numbers are rounded to nearest even.
 void apus_linear_pack(apus_context *context, apus_linear *weight, const apus_weight_rows *sources, int count);
 
+/// How far int8 weights are from the rows that they were packed from: the root of the summed squared differences,
+/// divided by that of the rows.
+double apus_linear_int8_error(
+    apus_context *context, const apus_linear *weight, const apus_weight_rows *sources, int count);
+
 /// Bytes of packed weights, scales included.
 size_t apus_linear_bytes(const apus_linear *weight);
+
+/// What the codes of quantised weights stand for.
+typedef enum {
+  /// The code itself.
+  APUS_LEVELS_LINEAR = 0,
+  /// 4 bits: twice an e2m1 number (0, 1, 2, 3, 4, 6, 8, 12 and their negatives), as in MXFP4.
+  APUS_LEVELS_E2M1 = 1,
+  /// 4 bits: the levels of GGUF's IQ4_NL.
+  APUS_LEVELS_IQ4_NL = 2,
+  /// 8 bits: a float8 number, e4m3 (without infinities; the two codes for NaN count as 480 and -480).
+  APUS_LEVELS_E4M3 = 3,
+} apus_levels;
+
+/// Where the minimums of groups come from.
+typedef enum {
+  APUS_MINIMUM_NONE = 0,
+  /// A number for each group, or where scales have factors for each block, times an unsigned factor for each group.
+  APUS_MINIMUM_OWN = 1,
+  /// The group's scale times an unsigned factor, a zero point.
+  APUS_MINIMUM_ZERO_POINT = 2,
+} apus_minimum;
+
+/// How weights are stored as codes in groups: weight = (level(code) - offset) * scale - minimum.
+typedef struct {
+  /// Bits of a code: 4, 5, 6 or 8.
+  int32_t bits;
+  apus_levels levels;
+  int32_t offset;
+  /// Neighbouring inputs of an output that share a scale: a multiple of 32, or 16 with linear codes of 4 or 6 bits; a
+  /// divisor or a multiple of `block`.
+  int32_t group;
+  /// Neighbouring inputs of a row of x that share a scale when x is rounded to int8: 32, 64, 128 or 256.
+  int32_t block;
+  /// How scales and minimums are stored.
+  apus_dtype scale_dtype;
+  /// Whether there is one scale for each block, multiplied with a signed factor of 8 bits for each group.
+  int32_t has_factors;
+  apus_minimum minimum;
+} apus_code_layout;
+
+/// Rows of codes to pack, each array row by row without gaps. G is inputs / group and B inputs / block, rounded up.
+typedef struct {
+  /// [rows][inputs].
+  const uint8_t *codes;
+  /// [rows][G], with factors [rows][B].
+  const float *scales;
+  /// [rows][G], or NULL.
+  const int8_t *factors;
+  /// As scales, or NULL.
+  const float *minimums;
+  /// [rows][G], or NULL.
+  const uint8_t *minimum_factors;
+} apus_code_rows;
+
+/// Outputs that are packed together.
+enum { APUS_CODES_PANEL = 64 };
+
+/// Room for weights that stay quantised. `order` is NULL, or holds for each place of the packed weights' inputs the
+/// number of x that belongs there. Returns NULL when there is no memory or no such layout.
+apus_linear *apus_linear_create_codes(
+    int64_t outputs, int64_t inputs, const apus_code_layout *layout, const int32_t *order);
+
+/// Packs the outputs of one panel (APUS_CODES_PANEL of them, the last panel has fewer), on the calling thread. Panels
+/// may be packed at the same time by several threads. Scales are rounded to their type.
+void apus_linear_pack_codes(apus_linear *weight, int64_t panel, const apus_code_rows *rows);
+
+/// Rounds weights of a float type to the codes of `weight`, whose layout has no factors, minimums or order. Of the
+/// scales that are tried for a group, the one with the least squared error is kept.
+void apus_linear_quantize(apus_context *context, apus_linear *weight, const apus_weight_rows *sources, int count);
+
+/// The numbers that an output of quantised weights stands for: [inputs], in the order of x. For tests.
+void apus_linear_read_codes(const apus_linear *weight, int64_t output, float *numbers);
 
 /// out[r, n] = sum over k of x[r, k] * weight[n, k], plus bias[n] where `bias` is not NULL. `out` may not overlap
 /// `x`.
@@ -129,6 +206,10 @@ size_t apus_linear_bytes(const apus_linear *weight);
 /// float32 and float16 weights: products and sums in float32, k in rising order. bfloat16 weights: x is rounded to
 /// bfloat16 (nearest even), products are exact and sums are float32, k in rising order (in pairs). int8 weights:
 /// each row of x is scaled by 127 / its largest magnitude and rounded to nearest even, sums are exact integers.
+/// Codes: each block of each row of x is scaled by 127 / its largest magnitude and rounded to nearest even; sums within
+/// a group are exact integers, multiplied with the scale and added in rising order, then multiplied with the block's
+/// scale and added in rising order, all without fused operations: the same bits at every level. float8 codes: as
+/// bfloat16, each group's sum multiplied with its scale.
 void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride);
