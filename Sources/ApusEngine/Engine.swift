@@ -145,7 +145,15 @@ public final class Engine: GenerationService {
       case .int4: .codes(.int4)
       case .fp8: .codes(.float8)
       }
-    options.kvDType = dtype(configuration.kvCacheDtype)
+    options.kvDType =
+      switch configuration.kvCacheDtype {
+      case .auto: nil
+      case .float32: .float32
+      case .bfloat16: .bfloat16
+      case .float16: .float16
+      case .int8: .int8
+      case .fp8: .float8
+      }
     options.contextLength = configuration.contextLength
     options.maxTokensPerStep = max(configuration.tokenBudget, configuration.maxRunningRequests)
     options.maxRunningRequests = configuration.maxRunningRequests

@@ -18,6 +18,15 @@ public struct EngineConfiguration: Sendable {
     case float32, bfloat16, float16
   }
 
+  /// How keys and values are cached.
+  public enum CacheType: String, Sendable, CaseIterable {
+    /// float32 for float32 weights and bfloat16 otherwise.
+    case auto
+    case float32, bfloat16, float16
+    /// 8 bits with a scale for each token and head; fp8 is e4m3.
+    case int8, fp8
+  }
+
   /// A format to which weights are converted while they are loaded. Products with weights of 4 and 8 bits round
   /// activations to int8, those with float8 to bfloat16.
   public enum Quantization: String, Sendable, CaseIterable {
@@ -49,7 +58,7 @@ public struct EngineConfiguration: Sendable {
   /// Weights are converted to this format while they are loaded; `nil` keeps what a checkpoint stores quantised.
   public var quantization: Quantization?
   /// Type of the K/V cache; `.auto` is float32 for float32 weights and bfloat16 otherwise.
-  public var kvCacheDtype = ElementType.auto
+  public var kvCacheDtype = CacheType.auto
   /// The longest sequence; `nil` takes the model's. Larger than the model's is refused.
   public var contextLength: Int?
   /// Tokens computed per step: longer prompts are computed in chunks between which others make progress. The default

@@ -31,6 +31,8 @@ public struct KVPool: Sendable {
 
   /// Bytes that one page takes in all layers together.
   public static func bytesPerPage(layerCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) -> Int {
-    2 * kvPageSize * layerCount * kvHeads * headDimension * dtype.byteCount
+    // Numbers of 8 bits have a float32 scale for each token and head.
+    let scaleBytes = dtype.byteCount == 1 ? 4 : 0
+    return 2 * kvPageSize * layerCount * kvHeads * (headDimension * dtype.byteCount + scaleBytes)
   }
 }

@@ -147,7 +147,9 @@ public enum ModelLoader {
     }
     let numberFormats: [DType?] = [nil, .float32, .float16, .bfloat16]
     try require(numberFormats.contains(options.dtype), "dtype", "must be float32, float16 or bfloat16")
-    try require(numberFormats.contains(options.kvDType), "kv_cache_dtype", "must be float32, float16 or bfloat16")
+    try require(
+      (numberFormats + [.int8, .float8]).contains(options.kvDType), "kv_cache_dtype",
+      "must be float32, float16, bfloat16, int8 or float8")
     try require(options.maxTokensPerStep >= 1, "max_tokens_per_step", "must be at least 1")
     try require(options.maxRunningRequests >= 1, "max_running_requests", "must be at least 1")
     try require(

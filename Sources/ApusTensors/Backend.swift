@@ -155,7 +155,7 @@ public protocol Backend: AnyObject, Sendable {
   /// squared differences, divided by that of the numbers.
   func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double
 
-  /// One layer's K/V pages.
+  /// One layer's K/V pages: float32, float16, bfloat16, or int8 or float8 with a scale for each token and head.
   func makeKVLayer(pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) throws(EngineError) -> any KVLayer
 
   /// out[i] = table[tokens[i]]; `table` is row-major of any float type, `out` float32.

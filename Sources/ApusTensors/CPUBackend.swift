@@ -198,7 +198,7 @@ public final class CPUBackend: Backend {
         "K/V pages of \(pageCount) x \(kvHeads) heads x \(headDimension) numbers are not possible.")
     }
     guard
-      let pages = apus_kv_create(Int64(pageCount), Int32(kvHeads), Int32(headDimension), try dtype.kernel())
+      let pages = apus_kv_create(Int64(pageCount), Int32(kvHeads), Int32(headDimension), try dtype.kvKernel())
     else {
       throw EngineError(
         .outOfMemory, "There is no memory for \(pageCount) K/V pages; lower the share of memory for the cache.")
@@ -516,6 +516,18 @@ extension DType {
     default:
       throw EngineError(
         .unsupported, "The CPU backend computes with float32, float16 and bfloat16 numbers, not \(name).")
+    }
+  }
+}
+
+extension DType {
+  /// The kernels' name for a type of K/V pages.
+  /// - Throws: `unsupported` for others.
+  fileprivate func kvKernel() throws(EngineError) -> apus_dtype {
+    switch self {
+    case .int8: return APUS_INT8
+    case .float8: return APUS_FLOAT8
+    default: return try kernel()
     }
   }
 }

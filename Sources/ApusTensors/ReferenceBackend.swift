@@ -144,9 +144,14 @@ public final class ReferenceBackend: Backend {
     let width = layer.kvHeads * layer.headDimension
     for row in 0..<k.rows {
       let target = Int(slots[row]) * width
-      for column in 0..<width {
-        layer.keys[target + column] = round(k.float32[row * k.stride + column], to: layer.dtype)
-        layer.values[target + column] = round(v.float32[row * v.stride + column], to: layer.dtype)
+      for head in 0..<layer.kvHeads {
+        let columns = head * layer.headDimension..<(head + 1) * layer.headDimension
+        let keys = roundHead(columns.map { k.float32[row * k.stride + $0] }, to: layer.dtype)
+        let values = roundHead(columns.map { v.float32[row * v.stride + $0] }, to: layer.dtype)
+        for (offset, column) in columns.enumerated() {
+          layer.keys[target + column] = keys[offset]
+          layer.values[target + column] = values[offset]
+        }
       }
     }
   }
@@ -384,6 +389,21 @@ public final class ReferenceBackend: Backend {
     case .float16:
       Float(Float16(bitPattern: address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)))
     default: address.loadUnaligned(fromByteOffset: 4 * index, as: Float.self)
+    }
+  }
+
+  /// One head of a token: numbers of 8 bits share a scale, largest magnitude / 127 (float8: / 448).
+  private func roundHead(_ numbers: [Float], to dtype: DType) -> [Float] {
+    guard dtype == .int8 || dtype == .float8 else { return numbers.map { round($0, to: dtype) } }
+    let scale = numbers.reduce(0) { max($0, abs($1)) } / (dtype == .int8 ? 127 : 448)
+    guard scale > 0, scale.isFinite else { return numbers.map { $0 * 0 } }
+    return numbers.map { number in
+      let scaled = number / scale
+      if dtype == .int8 { return scaled.rounded(.toNearestOrEven) * scale }
+      // Three bits of mantissa; below 2^-6 a fixed step.
+      let exponent = max(scaled == 0 ? -6 : Int(scaled.exponent), -6)
+      let step = Float(sign: .plus, exponent: exponent - 3, significand: 1)
+      return min(max((scaled / step).rounded(.toNearestOrEven) * step, -448), 448) * scale
     }
   }
 

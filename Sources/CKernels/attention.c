@@ -74,6 +74,11 @@ typedef struct {
   float *part_sum;
   float *state_max;
   float *state_sum;
+  // K/V of 8 bits: the keys of four pages and the values of a piece as bfloat16, and the piece's scales of both.
+  uint32_t *keys;
+  uint32_t *values;
+  float *key_scales;
+  float *value_scales;
 } tile_memory;
 
 static int64_t odd_lines(int64_t words) {
@@ -88,9 +93,9 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   m->field = base ? (void *)(base + used) : NULL;                                   \
   used += (size_t)apus_round_up((int64_t)(count) * 4, 64)
   m->rows = rows;
-  m->q_stride = odd_lines(kv->dtype == APUS_FLOAT16 ? 2 * kv->key_units : kv->key_units);
+  m->q_stride = odd_lines(kv->compute == APUS_FLOAT16 ? 2 * kv->key_units : kv->key_units);
   m->score_stride = odd_lines(APUS_KV_SPLIT);
-  m->weight_stride = odd_lines(kv->dtype == APUS_BFLOAT16 ? APUS_KV_SPLIT / 2 : APUS_KV_SPLIT);
+  m->weight_stride = odd_lines(kv->compute == APUS_BFLOAT16 ? APUS_KV_SPLIT / 2 : APUS_KV_SPLIT);
   APUS_TAKE(q, rows * m->q_stride);
   APUS_TAKE(scores, rows * m->score_stride);
   APUS_TAKE(weights, rows * m->weight_stride);
@@ -103,6 +108,12 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   APUS_TAKE(part_sum, rows);
   APUS_TAKE(state_max, rows);
   APUS_TAKE(state_sum, rows);
+  if (kv->narrow) {
+    APUS_TAKE(keys, 4 * kv->key_units * APUS_KV_PAGE_SIZE);
+    APUS_TAKE(values, pages_in_split * kv->value_units * kv->value_columns);
+    APUS_TAKE(key_scales, APUS_KV_SPLIT);
+    APUS_TAKE(value_scales, APUS_KV_SPLIT);
+  }
 #undef APUS_TAKE
   return used;
 }
@@ -208,7 +219,7 @@ void apus_attention(
   }
   attention_region region = {
       .context = context,
-      .attend = attend_of_dtype[kv->dtype][context->isa],
+      .attend = attend_of_dtype[kv->compute][context->isa],
       .join = join[context->isa],
       .call = {kv, q, q_stride, out, out_stride, arguments, group, items, joins, NULL, partial_stride},
       .rows = apus_max(tile_rows, group)};
@@ -303,6 +314,7 @@ APUS_INLINE void FN(weigh)(
   for (int64_t page = first_page; page < last_page; page++) {
     int32_t position = (int32_t)page * APUS_KV_PAGE_SIZE;
     vf s = FN(load)(scores + (page - first_page) * 16) * c->batch->scale;
+    if (c->kv->narrow) s *= FN(load)(m->key_scales + (page - first_page) * 16);
     if (cap > 0) s = FN(tanh)(s / cap) * cap;
     if (position < low || position + APUS_KV_PAGE_SIZE > high) {
       vi positions = lanes + position;
@@ -318,10 +330,16 @@ APUS_INLINE void FN(weigh)(
   for (int64_t page = 0; page < last_page - first_page; page++) {
     vf p = sees ? FN(exp)(FN(load)(scores + page * 16) - largest) : (vf)0;
     uint32_t *weights = m->weights + r * m->weight_stride;
-    if (c->kv->dtype == APUS_BFLOAT16) {
+    if (c->kv->compute == APUS_BFLOAT16) {
       uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
-      FN(store_bf16_activations)(halves, p);
-      p = FN(load_bf16)(halves);
+      if (c->kv->narrow) {
+        // Positions that are not seen may have any scale, even NaN.
+        vf scaled = p * FN(load)(m->value_scales + page * 16);
+        FN(store_bf16_activations)(halves, p == 0.0f ? p : scaled);
+      } else {
+        FN(store_bf16_activations)(halves, p);
+        p = FN(load_bf16)(halves);
+      }
     } else {
       FN(store)((float *)(void *)weights + page * 16, p);
     }
@@ -338,12 +356,24 @@ APUS_INLINE void FN(fetch)(const uint32_t *from, int64_t words) {
   for (int64_t i = 0; i < words; i += 16) __builtin_prefetch(from + i, 0, 2);
 }
 
+// Numbers of 8 bits as bfloat16, which holds them exactly; `count` is a multiple of 16.
+APUS_INLINE void FN(widen)(apus_dtype dtype, const uint32_t *from, uint32_t *to, int64_t count) {
+  typedef uint8_t vb __attribute__((ext_vector_type(16), aligned(1), may_alias));
+  const uint8_t *bytes = (const uint8_t *)(const void *)from;
+  uint16_t *halves = (uint16_t *)(void *)to;
+  for (int64_t i = 0; i < count; i += 16) {
+    vu codes = __builtin_convertvector(*(const vb *)(const void *)(bytes + i), vu);
+    vf x = dtype == APUS_INT8 ? __builtin_convertvector((vi)(codes << 24) >> 24, vf) : FN(from_float8)(codes);
+    *(vh_at *)(halves + i) = __builtin_convertvector(__builtin_bit_cast(vu, x) >> 16, vh);
+  }
+}
+
 // One row's q at the pages' precision, zero in the last unit beyond the head.
 APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *to) {
   int64_t d = c->kv->head_dimension;
-  if (c->kv->dtype != APUS_BFLOAT16) {
+  if (c->kv->compute != APUS_BFLOAT16) {
     memcpy(to, q, (size_t)d * 4);
-    if (c->kv->dtype == APUS_FLOAT16 && d % 2 != 0) to[d] = 0;
+    if (c->kv->compute == APUS_FLOAT16 && d % 2 != 0) to[d] = 0;
     return;
   }
   uint16_t *halves = (uint16_t *)(void *)to;
@@ -351,6 +381,13 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
   for (int64_t i = 0; i < d; i += 16) {
     FN(store_bf16_activations)(halves + i, FN(load_some)(q + i, apus_min(16, d - i)));
   }
+}
+
+// The values of a piece's page, as the inner loop takes them.
+APUS_INLINE const uint32_t *FN(page_values)(
+    const attention_call *c, const tile_memory *m, const int32_t *pages, int64_t p, int head) {
+  if (c->kv->narrow) return m->values + p * c->kv->value_units * c->kv->value_columns;
+  return apus_kv_values(c->kv, pages[p], head);
 }
 
 #undef APUS_ATTEND
@@ -384,8 +421,8 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
     }                                                                                                               \
     const uint32_t *weights = m->weights + row * m->weight_stride;                                                  \
     for (int64_t p = 0; p < count; p++) {                                                                           \
-      const uint32_t *values = apus_kv_values(kv, pages[p], head) + column;                                         \
-      const uint32_t *next = apus_kv_values(kv, pages[p + 1 < count ? p + 1 : p], head) + column;                   \
+      const uint32_t *values = FN(page_values)(c, m, pages, p, head) + column;                                      \
+      const uint32_t *next = FN(page_values)(c, m, pages, p + 1 < count ? p + 1 : p, head) + column;                \
       int64_t units = p == count - 1 ? tail - half : kv->value_units;                                               \
       APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
         columns[v] = values + 16 * v;                                                                               \
@@ -462,15 +499,32 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
           int64_t page = first_page + p + (v < count ? v : count - 1);                                              \
           keys[v] = apus_kv_keys(kv, table[page], item->head);                                                      \
           ahead[v] = apus_kv_keys(kv, table[apus_min(page + count, last_page - 1)], item->head);                    \
+          if (kv->narrow) {                                                                                         \
+            uint32_t *wide = m->keys + v * kv->key_units * APUS_KV_PAGE_SIZE;                                       \
+            if (v < count) {                                                                                        \
+              const float *scales = apus_kv_scales(kv, table[page], item->head);                                    \
+              if (fetches) FN(fetch)(ahead[v], kv->head_words);                                                     \
+              FN(widen)(kv->dtype, keys[v], wide, kv->key_units * 2 * APUS_KV_PAGE_SIZE);                           \
+              memcpy(m->key_scales + (p + v) * 16, scales, 64);                                                     \
+              memcpy(m->value_scales + (p + v) * 16, scales + 16, 64);                                              \
+            }                                                                                                       \
+            keys[v] = v < count ? wide : keys[v - 1];                                                               \
+          }                                                                                                         \
         }                                                                                                           \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(score_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), fetches, m, row, keys, ahead, p, count, kv->key_units);      \
+              (int)(rows * (t + 1) / row_tiles - row), fetches && !kv->narrow, m, row, keys, ahead, p, count,       \
+              kv->key_units);                                                                                       \
         }                                                                                                           \
         p += count;                                                                                                 \
       }                                                                                                             \
-      for (int64_t p = first_page; fetches && p < apus_min(last_page, first_page + 2); p++) {                       \
+      for (int64_t p = 0; kv->narrow && p < pages; p++) {                                                           \
+        FN(widen)(                                                                                                  \
+            kv->dtype, apus_kv_values(kv, table[first_page + p], item->head),                                       \
+            m->values + p * kv->value_units * kv->value_columns, kv->value_units * kv->value_columns * 2);          \
+      }                                                                                                             \
+      for (int64_t p = first_page; fetches && !kv->narrow && p < apus_min(last_page, first_page + 2); p++) {        \
         FN(fetch)(apus_kv_values(kv, table[p], item->head), kv->value_units * kv->value_columns);                   \
       }                                                                                                             \
       for (int64_t r = 0; r < rows; r++) FN(weigh)(c, m, r, first_page, last_page);                                 \
@@ -480,10 +534,10 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
       int64_t tail = apus_ceil_div(tokens, in_unit);                                                                \
       int half = tokens % in_unit != 0;                                                                             \
       if (half) {                                                                                                   \
-        const uint32_t *values =                                                                                    \
-            apus_kv_values(kv, table[last_page - 1], item->head) + (tail - 1) * kv->value_columns;                  \
+        const uint32_t *values = FN(page_values)(c, m, table + first_page, pages - 1, item->head)                   \
+            + (tail - 1) * kv->value_columns;                                                                       \
         for (int64_t i = 0; i < kv->value_columns; i++) {                                                           \
-          if (kv->dtype == APUS_BFLOAT16) {                                                                         \
+          if (kv->compute == APUS_BFLOAT16) {                                                                         \
             m->masked[i] = values[i] & 0xffffu;                                                                     \
           } else {                                                                                                  \
             m->masked[i] = i % 16 < 8 ? values[i] : 0;                                                              \

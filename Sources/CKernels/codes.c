@@ -902,19 +902,6 @@ APUS_INLINE vi FN(linear_codes)(vf x, float inverse, float offset, float most) {
   return __builtin_convertvector(q, vi);
 }
 
-// Rounds to float8 e4m3, to nearest even; beyond 448 to 448.
-APUS_INLINE vi FN(float8_codes)(vf x, float inverse) {
-  vf scaled = x * inverse;
-  vu bits = __builtin_bit_cast(vu, scaled);
-  vu sign = bits >> 24 & 0x80u;
-  bits &= 0x7fffffffu;
-  vu normal = ((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3);
-  vu small = __builtin_bit_cast(vu, __builtin_bit_cast(vf, bits) * 512.0f + 8388608.0f) & 0xffu;
-  vu code = bits < (121u << 23) ? small : normal;
-  code = code > 0x7eu ? (vu)0x7eu : code;
-  return (vi)(code | sign);
-}
-
 // Codes of a group of numbers (a multiple of 16, zeros at the end); returns the scale, already rounded to its type.
 static float FN(quantize_group)(const apus_code_layout *layout, const float *x, int64_t count, uint8_t *codes) {
   vf highest = x[0], lowest = x[0];
@@ -957,7 +944,7 @@ static float FN(quantize_group)(const apus_code_layout *layout, const float *x, 
   if (!(fabsf(inverse) <= 3.0e38f)) inverse = scale = 0;
   for (int64_t i = 0; i < count; i += 16) {
     vf v = FN(load)(x + i);
-    vi q = is_float8 ? FN(float8_codes)(v, inverse) : FN(linear_codes)(v, inverse, offset, 2 * offset - 1);
+    vi q = is_float8 ? (vi)FN(float8_bits)(v * inverse) : FN(linear_codes)(v, inverse, offset, 2 * offset - 1);
     typedef uint8_t vb __attribute__((ext_vector_type(16)));
     vb b = __builtin_convertvector(q, vb);
     memcpy(codes + i, &b, 16);

@@ -95,7 +95,7 @@ APUS_INLINE int64_t apus_grain(const apus_context *context, int64_t count, int64
 #define APUS_UNROLL _Pragma("clang loop unroll(full)")
 
 APUS_INLINE size_t apus_dtype_bytes(apus_dtype dtype) {
-  return dtype == APUS_FLOAT32 ? 4 : dtype == APUS_INT8 ? 1 : 2;
+  return dtype == APUS_FLOAT32 ? 4 : dtype == APUS_INT8 || dtype == APUS_FLOAT8 ? 1 : 2;
 }
 
 #endif

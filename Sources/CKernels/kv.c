@@ -24,7 +24,7 @@ typedef void write_function(const write_arguments *, int64_t, int64_t);
 static write_function *const write_rows[] = APUS_LEVELS(write_rows);
 
 apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dtype dtype) {
-  if (pages < 0 || kv_heads <= 0 || head_dimension <= 0 || dtype == APUS_INT8) return NULL;
+  if (pages < 0 || kv_heads <= 0 || head_dimension <= 0) return NULL;
   apus_kv *kv = calloc(1, sizeof *kv);
   if (!kv) return NULL;
   int64_t numbers = dtype == APUS_FLOAT32 ? 1 : 2;
@@ -32,10 +32,13 @@ apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dt
   kv->kv_heads = kv_heads;
   kv->head_dimension = head_dimension;
   kv->dtype = dtype;
+  kv->narrow = dtype == APUS_INT8 || dtype == APUS_FLOAT8;
+  kv->compute = kv->narrow ? APUS_BFLOAT16 : dtype;
   kv->key_units = apus_ceil_div(head_dimension, numbers);
   kv->value_units = APUS_KV_PAGE_SIZE / numbers;
   kv->value_columns = apus_round_up(head_dimension, 16);
   kv->head_words = kv->key_units * APUS_KV_PAGE_SIZE + kv->value_units * kv->value_columns;
+  if (kv->narrow) kv->head_words = kv->head_words / 2 + 2 * APUS_KV_PAGE_SIZE;
   kv->page_words = kv->head_words * kv_heads;
   if (pages > INT64_MAX / 8 / kv->page_words) {
     free(kv);
@@ -90,6 +93,12 @@ static float number(const uint32_t *block, apus_dtype dtype, int64_t index) {
     memcpy(&value, block + index, 4);
     return value;
   }
+  if (dtype == APUS_INT8) return ((const int8_t *)block)[index];
+  if (dtype == APUS_FLOAT8) {
+    float values[16];
+    store_portable(values, from_float8_portable((vu)(uint32_t)((const uint8_t *)block)[index]));
+    return values[0];
+  }
   uint16_t half;
   memcpy(&half, (const char *)block + index * 2, 2);
   if (dtype == APUS_BFLOAT16) {
@@ -112,6 +121,11 @@ void apus_kv_read(const apus_kv *kv, int32_t slot, float *k, float *v) {
       int64_t column = (int64_t)head * kv->head_dimension + i;
       k[column] = number(keys, kv->dtype, apus_key_index(kv->dtype, i, token));
       v[column] = number(values, kv->dtype, apus_value_index(kv->dtype, kv->value_columns, i, token));
+      if (kv->narrow) {
+        const float *scales = apus_kv_scales(kv, page, head);
+        k[column] *= scales[token];
+        v[column] *= scales[APUS_KV_PAGE_SIZE + token];
+      }
     }
   }
 }
@@ -171,6 +185,47 @@ APUS_INLINE void FN(round_head)(const float *from, int64_t count, apus_dtype dty
   }
 }
 
+// Rounds one head of one row to 8 bits, writes them to places that `index` gives, and returns their scale.
+APUS_INLINE float FN(write_narrow)(
+    const apus_kv *kv, const float *from, uint8_t *to, int is_value, int64_t t) {
+  int64_t d = kv->head_dimension;
+  vf most = 0;
+  vi odd = 0;
+  for (int64_t i = 0; i < d; i += 16) {
+    vf x = __builtin_elementwise_abs(FN(load_some)(from + i, apus_min(16, d - i)));
+    most = FN(max)(x, most);
+    odd |= !(x <= 3.0e38f);
+  }
+  float largest = FN(largest)(most), range = kv->dtype == APUS_INT8 ? 127.0f : 448.0f;
+  float factor = largest > 0 ? range / largest : 0;
+  if (!(factor <= 3.0e38f)) factor = 0;
+  float scale = factor > 0 ? largest / range : 0;
+  // Infinities and NaN make all of the head NaN, by its scale.
+  int not_finite = FN(any)(odd);
+  if (not_finite) scale = NAN;
+  for (int64_t i = 0; i < d; i += 16) {
+    int64_t count = apus_min(16, d - i);
+    vf x = FN(load_some)(from + i, count) * factor;
+    if (not_finite) x = 0;
+    vu codes;
+    if (kv->dtype == APUS_INT8) {
+      x = x > 127.0f ? (vf)127.0f : x;
+      x = x < -127.0f ? (vf)-127.0f : x;
+      codes = __builtin_bit_cast(vu, x + 12582912.0f);
+    } else {
+      codes = FN(float8_bits)(x);
+    }
+    uint32_t lanes[16];
+    memcpy(lanes, &codes, 64);
+    for (int64_t j = 0; j < count; j++) {
+      int64_t index = is_value ? apus_value_index(APUS_BFLOAT16, kv->value_columns, i + j, t)
+                               : apus_key_index(APUS_BFLOAT16, i + j, t);
+      to[index] = (uint8_t)lanes[j];
+    }
+  }
+  return scale;
+}
+
 static void FN(write_rows)(const write_arguments *a, int64_t first, int64_t last) {
   const apus_kv *kv = a->kv;
   int64_t d = kv->head_dimension;
@@ -183,6 +238,12 @@ static void FN(write_rows)(const write_arguments *a, int64_t first, int64_t last
       const float *v = a->v + r * a->v_stride + head * d;
       uint32_t *keys = apus_kv_keys(kv, page, head);
       uint32_t *values = apus_kv_values(kv, page, head);
+      if (kv->narrow) {
+        float *scales = apus_kv_scales(kv, page, head);
+        scales[t] = FN(write_narrow)(kv, k, (uint8_t *)keys, 0, t);
+        scales[APUS_KV_PAGE_SIZE + t] = FN(write_narrow)(kv, v, (uint8_t *)values, 1, t);
+        continue;
+      }
       if (kv->dtype == APUS_FLOAT32) {
         for (int64_t i = 0; i < d; i++) memcpy(keys + i * 16 + t, k + i, 4);
         memcpy(values + t * columns, v, (size_t)d * 4);

@@ -2,7 +2,8 @@
 //
 // A page holds for each K/V head a block of keys and then one of values, in units (see tile.h). Keys: [units of the
 // head's numbers][16 tokens], so that lanes are tokens. Values: [units of tokens][numbers, padded to 16], so that
-// lanes are numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value.
+// lanes are numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value. Numbers of 8
+// bits lie in the order of bfloat16 ones; the scales of the 16 keys and those of the 16 values follow them.
 
 #ifndef APUS_KV_H
 #define APUS_KV_H
@@ -14,6 +15,9 @@ struct apus_kv {
   int kv_heads;
   int head_dimension;
   apus_dtype dtype;
+  // What attention computes with: bfloat16 for numbers of 8 bits.
+  apus_dtype compute;
+  int narrow;
   // Units of a key, and of a page's tokens.
   int64_t key_units;
   int64_t value_units;
@@ -31,7 +35,12 @@ APUS_INLINE uint32_t *apus_kv_keys(const apus_kv *kv, int64_t page, int head) {
 }
 
 APUS_INLINE uint32_t *apus_kv_values(const apus_kv *kv, int64_t page, int head) {
-  return apus_kv_keys(kv, page, head) + kv->key_units * APUS_KV_PAGE_SIZE;
+  return apus_kv_keys(kv, page, head) + kv->key_units * APUS_KV_PAGE_SIZE / (kv->narrow ? 2 : 1);
+}
+
+// 16 scales of keys, then 16 of values.
+APUS_INLINE float *apus_kv_scales(const apus_kv *kv, int64_t page, int head) {
+  return (float *)apus_kv_keys(kv, page, head) + kv->head_words - 2 * APUS_KV_PAGE_SIZE;
 }
 
 // Where number `i` of token `t`'s key lies in a block, counted in numbers.

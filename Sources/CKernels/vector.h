@@ -119,6 +119,23 @@ APUS_INLINE void FN(store_bf16_activations)(uint16_t *to, vf x) {
 #endif
 }
 
+// Codes of float8 e4m3, rounded to nearest even; beyond 448 that number.
+APUS_INLINE vu FN(float8_bits)(vf x) {
+  vu bits = __builtin_bit_cast(vu, x);
+  vu sign = bits >> 24 & 0x80u;
+  bits &= 0x7fffffffu;
+  vu normal = ((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3);
+  vu small = __builtin_bit_cast(vu, __builtin_bit_cast(vf, bits) * 512.0f + 8388608.0f) & 0xffu;
+  vu code = bits < (121u << 23) ? small : normal;
+  code = code > 0x7eu ? (vu)0x7eu : code;
+  return code | sign;
+}
+
+APUS_INLINE vf FN(from_float8)(vu codes) {
+  vi bits = ((vi)(codes << 24) >> 4) & (vi)0x87f00000u;
+  return __builtin_bit_cast(vf, bits) * 0x1p120f;
+}
+
 APUS_INLINE vf FN(load_bf16)(const uint16_t *from) {
   vu wide = __builtin_convertvector(*(const vh_at *)from, vu);
   return __builtin_bit_cast(vf, wide << 16);

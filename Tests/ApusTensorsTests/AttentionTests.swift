@@ -79,11 +79,22 @@ struct AttentionCase {
     }
   }
 
+  /// A number as the pages round it.
+  func cached(_ numbers: [Float], _ t: Int, _ head: Int, _ i: Int) -> Float {
+    let d = shape.headDimension
+    let begin = (t * shape.kvHeads + head) * d
+    guard dtype.byteCount == 1 else { return rounded(numbers[begin + i], dtype) }
+    let scale = numbers[begin..<begin + d].reduce(0) { max($0, abs($1)) } / (dtype == .int8 ? 127 : 448)
+    let scaled = numbers[begin + i] / scale
+    if dtype == .int8 { return scaled.rounded(.toNearestOrEven) * scale }
+    let step = Float(sign: .plus, exponent: max(scaled == 0 ? -6 : Int(scaled.exponent), -6) - 3, significand: 1)
+    return (scaled / step).rounded(.toNearestOrEven) * step * scale
+  }
+
   /// One row in double precision, from K and V as the pages round them.
   func oracle(sequence s: Int, position: Int) -> [Double] {
     let d = shape.headDimension
     let group = shape.queryHeads / shape.kvHeads
-    let kvColumns = shape.kvHeads * d
     let first = shape.slidingWindow > 0 ? max(0, position + 1 - shape.slidingWindow) : 0
     var result = [Double]()
     for head in 0..<shape.queryHeads {
@@ -93,8 +104,9 @@ struct AttentionCase {
         var dot = 0.0
         for i in 0..<d {
           let q = queries[s][(position * shape.queryHeads + head) * d + i]
-          let k = rounded(keys[s][t * kvColumns + kvHead * d + i], dtype)
-          dot += Double(dtype == .bfloat16 ? rounded(q, .bfloat16) : q) * Double(k)
+          let k = cached(keys[s], t, kvHead, i)
+          let isNarrow = dtype == .bfloat16 || dtype.byteCount == 1
+          dot += Double(isNarrow ? rounded(q, .bfloat16) : q) * Double(k)
         }
         var score = dot * Double(shape.scale)
         if shape.softCap > 0 { score = Double(shape.softCap) * tanh(score / Double(shape.softCap)) }
@@ -107,7 +119,7 @@ struct AttentionCase {
       for i in 0..<d {
         var total = 0.0
         for t in first...position {
-          total += weights[t - first] * Double(rounded(values[s][t * kvColumns + kvHead * d + i], dtype))
+          total += weights[t - first] * Double(cached(values[s], t, kvHead, i))
         }
         result.append(total / sum)
       }
@@ -117,7 +129,7 @@ struct AttentionCase {
 }
 
 @Suite struct AttentionTests {
-  static let dtypes: [DType] = [.float32, .float16, .bfloat16]
+  static let dtypes: [DType] = [.float32, .float16, .bfloat16, .int8, .float8]
 
   static let shapes: [AttentionShape] = [
     AttentionShape(queryHeads: 4, kvHeads: 2, headDimension: 64, scale: 0.125),
@@ -149,7 +161,8 @@ struct AttentionCase {
       let parts = [(0, 0..<1), (1, 15..<16), (2, 3..<45), (3, 250..<262), (3, 529..<530)]
       let got = try problem.attend(backend, layer, parts.map { (sequence: $0.0, positions: $0.1) })
       // Weights are rounded to bfloat16 there: each is off by 2^-9 at most, and values are below 2.
-      let tolerance = dtype == .bfloat16 ? 8e-3 : 2e-5
+      // With 8 bits, a number between two codes may also have gone to the other one here than there.
+      let tolerance = dtype == .bfloat16 ? 8e-3 : dtype == .float8 ? 4e-2 : dtype == .int8 ? 2e-2 : 2e-5
       for (i, (s, positions)) in parts.enumerated() {
         let columns = shape.queryHeads * shape.headDimension
         for position in [positions.lowerBound, positions.upperBound - 1] {

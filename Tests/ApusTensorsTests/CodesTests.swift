@@ -180,7 +180,10 @@ import Testing
     }
     // Numbers that a format holds stay as they are: each group has its extreme, -8 steps.
     let backend = try makeBackend(levels.last!)
-    let exact = (0..<64 * 64).map { Float($0 % 32 == 0 ? -8 : $0 * 7 % 15 - 7) * 0.25 }
+    let exact = (0..<64 * 64).map { (index: Int) -> Float in
+      let step = index % 32 == 0 ? -8 : index * 7 % 15 - 7
+      return Float(step) * 0.25
+    }
     let weight = try pack(backend, exact, outputs: 64, inputs: 64, source: .bfloat16, format: .codes(.int4))
     for output in 0..<64 {
       #expect(backend.codeNumbers(weight, output: output) == Array(exact[output * 64..<output * 64 + 64]))

@@ -214,7 +214,7 @@ import Testing
     #expect(throws: EngineError.self) { try backend.packLinear([wide], format: .dense(.int32)) }
     #expect(throws: EngineError.self) { try CPUBackend(threads: 0) }
     #expect(throws: EngineError.self) {
-      try backend.makeKVLayer(pageCount: 1, kvHeads: 1, headDimension: 8, dtype: .int8)
+      try backend.makeKVLayer(pageCount: 1, kvHeads: 1, headDimension: 8, dtype: .int32)
     }
     #expect(throws: EngineError.self) { try backend.allocate(rows: .max, columns: 2, dtype: .float32) }
   }

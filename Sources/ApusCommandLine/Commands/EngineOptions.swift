@@ -4,6 +4,7 @@ public import ApusScheduling
 public import ArgumentParser
 
 extension EngineConfiguration.ElementType: ExpressibleByArgument {}
+extension EngineConfiguration.CacheType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}
 extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
 extension SchedulingPolicy: ExpressibleByArgument {}
@@ -42,7 +43,10 @@ struct EngineOptions: ParsableArguments {
         + "128. dense dequantises. Default: what the checkpoint stores quantised stays so."))
   var quantization: EngineConfiguration.Quantization?
 
-  @Option(help: "The format of cached keys and values; auto is float32 for float32 weights, else bfloat16.")
+  @Option(
+    help: ArgumentHelp(
+      "The format of cached keys and values; auto is float32 for float32 weights, else bfloat16. int8 and fp8 take half "
+        + "the memory of bfloat16."))
   var kvCacheDtype = standard.kvCacheDtype
 
   @Option(help: "dummy makes random weights from config.json alone, for benchmarks.")

@@ -36,12 +36,14 @@ typedef enum {
   APUS_ISA_AVX512_BF16 = 3,
 } apus_isa;
 
-/// How numbers are stored. In a linear layer, `APUS_INT8` stands for W8A8: int8 with a scale for each output.
+/// How numbers are stored. In a linear layer, `APUS_INT8` stands for W8A8: int8 with a scale for each output. In K/V
+/// pages, `APUS_INT8` and `APUS_FLOAT8` (e4m3) have a scale for each token and head. Nothing else takes these two.
 typedef enum {
   APUS_FLOAT32 = 0,
   APUS_FLOAT16 = 1,
   APUS_BFLOAT16 = 2,
   APUS_INT8 = 3,
+  APUS_FLOAT8 = 4,
 } apus_dtype;
 
 /// Threads, scratch memory and the level of instructions that a call uses.
@@ -225,7 +227,7 @@ enum { APUS_KV_SPLIT = 256 };
 /// One layer's K/V pages.
 typedef struct apus_kv apus_kv;
 
-/// Zeroed pages of float32, float16 or bfloat16. Returns NULL when there is no memory.
+/// Zeroed pages of any type. Returns NULL when there is no memory.
 apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dtype dtype);
 
 /// Frees pages.
@@ -241,7 +243,8 @@ size_t apus_kv_page_bytes(const apus_kv *kv);
 void *apus_kv_data(const apus_kv *kv);
 
 /// Writes `rows` rows of k and v ([rows, kv_heads * head_dimension]) to slots = page * APUS_KV_PAGE_SIZE + position
-/// in the page, rounding to nearest even. Rows with a negative slot are skipped.
+/// in the page, rounding to nearest even; with 8 bits after a division by largest magnitude / 127 (float8: / 448) of the
+/// token's head. Rows with a negative slot are skipped.
 void apus_kv_write(
     apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
     int64_t rows, const int32_t *slots);
@@ -279,7 +282,8 @@ typedef struct {
 /// kv_heads).
 ///
 /// With 16-bit K/V, q and the exponentials are rounded to that precision for bfloat16 and kept in float32 for
-/// float16; sums are float32. Positions are divided into pieces of APUS_KV_SPLIT; each piece has a maximum and sums
+/// float16; sums are float32. K/V of 8 bits count as bfloat16, which holds them exactly; scores are multiplied with the
+/// key's scale and exponentials with the value's before they are rounded. Positions are divided into pieces of APUS_KV_SPLIT; each piece has a maximum and sums
 /// of its own and pieces are joined in rising order.
 void apus_attention(
     apus_context *context, const apus_kv *kv, const float *q, int64_t q_stride, float *out, int64_t out_stride,
