@@ -238,8 +238,12 @@ final class Fetcher: Sendable {
         // The place that the hub named may have run out.
         file.state.withLock { $0.location = nil }
         try partial.flush(chunk)
+        let failure = HubTransport.failure(error)
+        if failures > 1, let failure = failure as? TransferFailure {
+          onEvent(.remark("'\(file.target.file.path)': \(failure.reason); trying again."))
+        }
         try await hub.transport.recover(
-          from: HubTransport.failure(error), failures: failures, what: "'\(file.target.file.path)' of \(repository)")
+          from: failure, failures: failures, what: "'\(file.target.file.path)' of \(repository)")
       }
     }
   }

@@ -128,7 +128,7 @@ package final class Hub: Sendable {
     var pages = 0
     while let url = page {
       pages += 1
-      guard pages <= 1000, files.count <= configuration.maxFiles else {
+      guard pages <= configuration.maxPages, files.count <= configuration.maxFiles else {
         throw HubError(
           .invalidAnswer, "\(repository) lists more than \(configuration.maxFiles) files; that is refused.")
       }
@@ -153,20 +153,21 @@ package final class Hub: Sendable {
         throw HubError(.invalidAnswer, "The hub lists a file '\(printable(name))', which is refused: \(reason).")
       }
     }
-    let next = Atomic(0)
-    let files = Mutex([HubFile?](repeating: nil, count: names.count))
-    try await withThrowingTaskGroup(of: Void.self) { group in
-      for _ in 0..<min(max(1, configuration.workers), names.count) {
+    let workers = min(max(1, configuration.workers), names.count)
+    let result = try await withThrowingTaskGroup(of: [(Int, HubFile)].self) { group in
+      for worker in 0..<workers {
         group.addTask {
-          while case let index = next.wrappingAdd(1, ordering: .relaxed).oldValue, index < names.count {
-            let file = try await self.head(names[index], commit: commit, repository: repository)
-            files.withLock { $0[index] = file }
+          var files: [(Int, HubFile)] = []
+          for index in stride(from: worker, to: names.count, by: workers) {
+            files.append((index, try await self.head(names[index], commit: commit, repository: repository)))
           }
+          return files
         }
       }
-      try await group.waitForAll()
+      var files: [(Int, HubFile)] = []
+      for try await part in group { files += part }
+      return files.sorted { $0.0 < $1.0 }.map(\.1)
     }
-    let result = files.withLock { $0.compactMap(\.self) }
     try ListingCheck.check(result)
     return result
   }

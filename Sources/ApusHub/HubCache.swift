@@ -83,6 +83,16 @@ package struct HubCache: Sendable {
         + "# See https://bford.info/cachedir/\n")
   }
 
+  /// The repository whose snapshot a path lies in, as the folders' names say it.
+  package static func repository(ofSnapshot path: String) -> String? {
+    let parts = absolutePath(path).split(separator: "/").map(String.init)
+    guard let index = parts.lastIndex(of: "snapshots"), index > 0, index + 1 < parts.count,
+      parts[index - 1].hasPrefix("models--"), isHexadecimal(parts[index + 1], count: 40)
+    else { return nil }
+    let name = parts[index - 1].dropFirst("models--".count).split(separator: "--", maxSplits: 1).joined(separator: "/")
+    return RepositoryReference.isReference(name) ? name : nil
+  }
+
   /// What the cache has of a model.
   package enum Lookup: Sendable, Equatable {
     /// Everything: the path to load, a directory or a GGUF file.

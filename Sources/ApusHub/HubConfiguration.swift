@@ -41,6 +41,8 @@ package struct HubConfiguration: Sendable {
   package var workers = 8
   /// The most files that a repository may list.
   package var maxFiles = 100_000
+  /// The most pages that a listing may have.
+  package var maxPages = 1000
 
   /// The hub that is meant where the environment names none.
   package static let defaultEndpoint = "https://huggingface.co"
@@ -137,8 +139,7 @@ private func isExempt(host: String, from list: String) -> Bool {
   list.split(separator: ",").contains { entry in
     var entry = entry.drop { $0 == " " }.lowercased()
     while entry.hasSuffix(" ") { entry.removeLast() }
-    if entry == "*" || entry == host { return true }
-    let domain = entry.hasPrefix(".") ? entry : "." + entry
-    return !entry.isEmpty && host.hasSuffix(domain)
+    if entry.hasPrefix(".") { entry.removeFirst() }
+    return entry == "*" || entry == host || (!entry.isEmpty && host.hasSuffix("." + entry))
   }
 }

@@ -15,6 +15,15 @@ enum TransferFailure: Error {
   case connection(String)
   /// The body ended early or would not end.
   case length(String)
+
+  /// What happened, for people.
+  var reason: String {
+    switch self {
+    case .status(let status, _): "the answer was \(status)"
+    case .location(let status): "the server that the hub names answered \(status)"
+    case .connection(let text), .length(let text): text
+    }
+  }
 }
 
 /// Speaks HTTP with the hub and with the servers that it redirects to.
@@ -167,15 +176,7 @@ final class HubTransport: Sendable {
     try Task.checkCancellation()
     var wait = min(configuration.maxBackoff, configuration.backoff * Double(1 << min(20, failures - 1)))
     wait *= Double.random(in: 0.5...1.5)
-    var asked: Double?
-    let reason: String
-    switch failure {
-    case .status(let status, let seconds):
-      reason = "the answer was \(status) each time"
-      asked = seconds
-    case .location(let status): reason = "the server that the hub names answered \(status) each time"
-    case .connection(let text), .length(let text): reason = text
-    }
+    let asked: Double? = if case .status(_, let seconds) = failure { seconds } else { nil }
     if let asked, asked > configuration.maxRetryAfter {
       throw HubError(
         .unreachable,
@@ -185,7 +186,7 @@ final class HubTransport: Sendable {
     guard failures < configuration.maxAttempts else {
       throw HubError(
         .unreachable,
-        "\(what) could not be fetched from \(endpoint.host) in \(failures) attempts: \(reason). What was downloaded is kept; run the command again to go on."
+        "\(what) could not be fetched from \(endpoint.host) in \(failures) attempts: \(failure.reason). What was downloaded is kept; run the command again to go on."
       )
     }
     if let asked {

@@ -15,7 +15,7 @@ struct LocatedModel: Sendable {
 func locateModel(
   _ text: String, for purpose: FileSelection.Purpose = .model, isQuiet: Bool = false
 ) async throws -> LocatedModel {
-  if fileExists(text) { return LocatedModel(path: text) }
+  if fileExists(text) { return LocatedModel(path: text, name: HubCache.repository(ofSnapshot: text)) }
   guard RepositoryReference.isReference(text) else {
     throw CommandFailure(
       "There is no file or directory '\(text)'; name one, or a repository as OWNER/NAME.",
@@ -98,6 +98,7 @@ private final class PressCount: Sendable {
 final class PullDisplay: Sendable {
   private let bar: ProgressBar
   private let isQuiet: Bool
+  private let lastShown = Mutex(-1.0)
   private let samples = Mutex<[(time: Double, bytes: Int)]>([])
 
   init(isQuiet: Bool) {
@@ -112,11 +113,22 @@ final class PullDisplay: Sendable {
   func show(_ event: PullEvent) {
     switch event {
     case .progress(let done, let total):
+      guard isDue(done, total) else { return }
       let rate = speed(done)
       let speed = rate.map { ", \(byteSize(Int($0)))/s" } ?? ""
       bar.update(done: Double(done), total: Double(total), note: "\(byteSize(done)) of \(byteSize(total))\(speed)")
     case .waiting(let path): announce("Another process fetches '\(path)'; waiting for it.")
     case .remark(let text): announce(text)
+    }
+  }
+
+  /// Whether an update is worth drawing: bytes come in thousands of pieces a second.
+  private func isDue(_ done: Int, _ total: Int) -> Bool {
+    let now = monotonicSeconds()
+    return lastShown.withLock { last in
+      guard done >= total || now - last >= 0.05 else { return false }
+      last = now
+      return true
     }
   }
 
