@@ -30,6 +30,7 @@ let package = Package(
     // C: inner loops and what Swift cannot call.
     .target(name: "CKernels"),
     .target(name: "CLinux"),
+    .target(name: "CHash"),
 
     // The engine, bottom up.
     .target(name: "ApusCore", swiftSettings: settings),
@@ -65,6 +66,16 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ], swiftSettings: settings),
 
+    // Model hubs and their cache: knows neither engine nor server.
+    .target(
+      name: "ApusHub",
+      dependencies: [
+        "ApusCore", "CHash",
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
+      ], swiftSettings: settings),
+
     .target(name: "Apus", dependencies: ["ApusCore", "ApusEngine"], swiftSettings: settings),
     .target(
       name: "ApusTesting", dependencies: ["ApusCore", "ApusScheduling"], swiftSettings: settings),
@@ -72,7 +83,7 @@ let package = Package(
       name: "ApusCommandLine",
       dependencies: [
         "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusTesting", "CLinux",
+        "ApusHub", "ApusTesting", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -108,6 +119,7 @@ let package = Package(
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "NIOHTTP1", package: "swift-nio"),
       ], swiftSettings: settings),
+    .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: settings),
     .testTarget(
       name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine"], swiftSettings: settings),
   ]

@@ -68,18 +68,19 @@ struct ApusCommand: AsyncParsableCommand {
     commandName: "apus",
     abstract: "Serves large language models.",
     discussion: """
-      A checkpoint directory goes in; an OpenAI-compatible server, a terminal chat or a file of answers comes out.
+      A checkpoint directory, or the name of a repository on Hugging Face's hub, goes in; an OpenAI-compatible server, a \
+      terminal chat or a file of answers comes out.
 
       Examples:
         apus serve models/Qwen2.5-0.5B-Instruct --port 8000
-        apus chat models/Qwen2.5-0.5B-Instruct
+        apus chat Qwen/Qwen2.5-0.5B-Instruct
         apus generate models/Qwen2.5-0.5B-Instruct --input prompts.jsonl --output answers.jsonl
         apus bench serving --base-url http://127.0.0.1:8000 --dataset random --num-prompts 100
         apus doctor
       """,
     version: ApusProgram.version,
     groupedSubcommands: [
-      CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self]),
+      CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self, Pull.self]),
       CommandGroup(name: "Measuring:", subcommands: [Bench.self]),
       CommandGroup(name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self]),
       CommandGroup(name: "Looking around:", subcommands: [Doctor.self, Reference.self, Version.self]),

@@ -13,7 +13,7 @@ final class Interrupts {
 
   /// Catches SIGINT from now on. Without an action set, a signal ends the program as usual.
   init() {
-    signal(SIGINT, SIG_IGN)
+    // On Linux Dispatch catches the signal with a handler of its own; one that is ignored would never reach it.
     source = DispatchSource.makeSignalSource(signal: SIGINT, queue: DispatchQueue(label: "apus.interrupts"))
     source.setEventHandler { [action] in
       guard let body = action.body.withLock({ $0 }) else { _exit(ExitStatus.interrupted) }
@@ -23,7 +23,11 @@ final class Interrupts {
   }
 
   deinit {
+    // Whoever catches the signal next must not meet a source that is about to go.
+    let isGone = DispatchSemaphore(value: 0)
+    source.setCancelHandler { isGone.signal() }
     source.cancel()
+    _ = isGone.wait(timeout: .now() + 1)
     signal(SIGINT, SIG_DFL)
   }
 

@@ -37,7 +37,7 @@ struct BenchStartup: AsyncParsableCommand {
 
   func run() async throws {
     if child { return try await runChild() }
-    let path = try engine.requiredPath()
+    let path = try await engine.requiredModel(isQuiet: quiet).path
     var samples: [Sample] = []
     for _ in 0..<repeats {
       if cold { dropFromPageCache(path) }

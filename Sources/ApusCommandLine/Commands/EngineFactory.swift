@@ -1,5 +1,6 @@
 import ApusCore
 import ApusEngine
+import ApusHub
 import ApusScheduling
 
 /// An engine in this process, as commands need it: the service, how to stop it, and what start-up decided.
@@ -14,7 +15,7 @@ struct RunningEngine: Sendable {
 
 /// The one place where commands construct the engine. Shows a progress bar while weights are loaded.
 func startEngine(_ options: EngineOptions, isQuiet: Bool = false) async throws -> RunningEngine {
-  let configuration = try options.configuration()
+  let configuration = try await options.configuration(isQuiet: isQuiet)
   let bar = ProgressBar("Loading", total: 0, isQuiet: isQuiet)
   defer { bar.finish() }
   let engine = try await Engine.start(configuration) { progress in
@@ -26,11 +27,14 @@ func startEngine(_ options: EngineOptions, isQuiet: Bool = false) async throws -
 }
 
 extension EngineOptions {
-  /// The engine's configuration that the flags describe.
-  func configuration() throws(CommandFailure) -> EngineConfiguration {
-    var configuration = EngineConfiguration(modelPath: try requiredPath())
-    configuration.tokenizerPath = tokenizerPath
-    configuration.servedModelName = servedModelName
+  /// The engine's configuration that the flags describe. Pulls what is named and not on this machine.
+  func configuration(isQuiet: Bool) async throws -> EngineConfiguration {
+    let model = try await requiredModel(isQuiet: isQuiet)
+    var configuration = EngineConfiguration(modelPath: model.path)
+    if let tokenizerPath {
+      configuration.tokenizerPath = try await locateModel(tokenizerPath, for: .tokenizer, isQuiet: isQuiet).path
+    }
+    configuration.servedModelName = servedModelName ?? model.name
     configuration.chatTemplate = chatTemplate
     configuration.loadFormat = loadFormat
     configuration.dtype = dtype

@@ -15,14 +15,17 @@ private let standard = EngineConfiguration(modelPath: "")
 /// The model and how the engine runs it: the flags that every command with an engine of its own shares.
 struct EngineOptions: ParsableArguments {
   @Argument(
-    help: ArgumentHelp("The checkpoint directory (config.json, *.safetensors, tokenizer files).", valueName: "model"),
+    help: ArgumentHelp(
+      "The checkpoint directory (config.json, *.safetensors, tokenizer files), a GGUF file, or OWNER/NAME of a hub.",
+      valueName: "model"),
     completion: .directory)
   var model: String?
 
-  @Option(help: ArgumentHelp("The checkpoint directory, as a flag.", valueName: "path"), completion: .directory)
+  @Option(help: ArgumentHelp("The model, as a flag.", valueName: "path"), completion: .directory)
   var modelPath: String?
 
-  @Option(help: ArgumentHelp("The name clients use. Default: the directory's name.", valueName: "name"))
+  @Option(
+    help: ArgumentHelp("The name clients use. Default: the directory's name, or OWNER/NAME.", valueName: "name"))
   var servedModelName: String?
 
   @Option(
@@ -142,16 +145,13 @@ struct EngineOptions: ParsableArguments {
     if tokenizerPath?.isEmpty == true { throw ValidationError("--tokenizer-path is empty.") }
   }
 
-  /// The model's path, which must lead somewhere.
-  func requiredPath() throws(CommandFailure) -> String {
+  /// The model on this machine, pulled from a hub if that is where it is.
+  func requiredModel(isQuiet: Bool = false) async throws -> LocatedModel {
     guard let path = path ?? demoModelPath() else {
-      throw .usage("No model given; name a checkpoint directory, as in 'apus serve models/Qwen2.5-0.5B-Instruct'.")
+      throw CommandFailure.usage(
+        "No model given; name a checkpoint directory or a repository, as in 'apus serve Qwen/Qwen2.5-0.5B-Instruct'.")
     }
-    guard fileExists(path) else {
-      throw CommandFailure(
-        "There is no file or directory '\(path)'; name a checkpoint directory.", status: ExitStatus.missingInput)
-    }
-    return path
+    return try await locateModel(path, isQuiet: isQuiet)
   }
 }
 

@@ -4,7 +4,7 @@ import ApusTokenization
 import ArgumentParser
 
 /// `apus inspect`
-struct Inspect: ParsableCommand {
+struct Inspect: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Says what a checkpoint holds, without loading it.",
     discussion: """
@@ -14,18 +14,18 @@ struct Inspect: ParsableCommand {
       Examples:
         apus inspect models/Qwen2.5-0.5B-Instruct
         apus inspect model.gguf --json
+        apus inspect Qwen/Qwen2.5-0.5B-Instruct
       """)
 
   @Argument(
-    help: ArgumentHelp("A checkpoint directory or a GGUF file.", valueName: "path"), completion: .directory)
+    help: ArgumentHelp("A checkpoint directory, a GGUF file, or OWNER/NAME of a hub.", valueName: "path"),
+    completion: .directory)
   var path: String
   @Flag(help: "Prints JSON.")
   var json = false
 
-  func run() throws {
-    guard fileExists(path) else {
-      throw CommandFailure("There is no file or directory '\(path)'.", status: ExitStatus.missingInput)
-    }
+  func run() async throws {
+    let path = try await locateModel(path).path
     let inspection = CheckpointInspection(path: path)
     var refusals = inspection.refusals
     do throws(EngineError) {

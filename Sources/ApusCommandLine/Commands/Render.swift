@@ -1,9 +1,10 @@
 import ApusCore
+import ApusHub
 import ApusTokenization
 import ArgumentParser
 
 /// `apus render`
-struct Render: ParsableCommand {
+struct Render: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Renders a conversation with a model's chat template.",
     discussion: """
@@ -21,7 +22,8 @@ struct Render: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "A Jinja file, a tokenizer_config.json or a checkpoint directory.", valueName: "path"), completion: .file())
+      "A Jinja file, a tokenizer_config.json, a checkpoint directory, or OWNER/NAME of a hub.", valueName: "path"),
+    completion: .file())
   var template: String
   @Option(
     help: ArgumentHelp(
@@ -31,7 +33,8 @@ struct Render: ParsableCommand {
   @Flag(help: "Reads a conversation a line and answers each with a line.")
   var jsonl = false
 
-  func run() throws {
+  func run() async throws {
+    let template = try await locateModel(template, for: .tokenizer).path
     let templates: ChatTemplateSet
     do throws(EngineError) {
       templates = try ChatTemplateSet.load(path: template)

@@ -18,6 +18,7 @@ struct Serve: AsyncParsableCommand {
 
       Examples:
         apus serve models/Qwen2.5-0.5B-Instruct --port 8000
+        apus serve Qwen/Qwen2.5-0.5B-Instruct
         apus serve models/Llama-3.2-1B --quantization int8 --host 0.0.0.0 --api-key secret
         apus serve models/Qwen2.5-0.5B-Instruct --ssl-certfile cert.pem --ssl-keyfile key.pem
         curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [{"role": "user", "content": "Hello"}]}'

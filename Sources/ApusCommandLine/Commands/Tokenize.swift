@@ -1,10 +1,11 @@
 import ApusCore
+import ApusHub
 import ApusTokenization
 import ArgumentParser
 import Glibc
 
 /// `apus tokenize`
-struct Tokenize: ParsableCommand {
+struct Tokenize: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     abstract: "Turns text into token ids, or ids into text, with a model's tokenizer.",
     discussion: """
@@ -22,7 +23,8 @@ struct Tokenize: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "A checkpoint directory, or a tokenizer.json, tokenizer.model or tiktoken file.", valueName: "path"),
+      "A checkpoint directory, a tokenizer.json, tokenizer.model or tiktoken file, or OWNER/NAME of a hub.",
+      valueName: "path"),
     completion: .file())
   var tokenizer: String
   @Argument(help: ArgumentHelp("The text; standard input if it is left out.", valueName: "text"))
@@ -45,10 +47,8 @@ struct Tokenize: ParsableCommand {
     if decode && pieces { throw ValidationError("--decode prints text and --pieces prints tokens; keep one of them.") }
   }
 
-  func run() throws {
-    guard fileExists(tokenizer) else {
-      throw CommandFailure("There is no file or directory '\(tokenizer)'.", status: ExitStatus.missingInput)
-    }
+  func run() async throws {
+    let tokenizer = try await locateModel(tokenizer, for: .tokenizer).path
     let loaded =
       isDirectory(tokenizer) ? try Tokenizer.load(directory: tokenizer) : try Tokenizer.load(file: tokenizer)
     if jsonl { return try answerLines(loaded) }

@@ -16,6 +16,8 @@ package enum ExitStatus {
   package static let unavailable: Int32 = 69
   /// An output file could not be written.
   package static let cannotWrite: Int32 = 73
+  /// A token is missing or does not open what was asked for.
+  package static let noPermission: Int32 = 77
   /// Stopped by Ctrl-C, as shells report it.
   package static let interrupted: Int32 = 130
 }

@@ -105,6 +105,7 @@ extension CommandModel {
       | 66 | an input file or a model is missing or cannot be read |
       | 69 | a server could not be reached |
       | 73 | an output file could not be written |
+      | 77 | a token is missing or does not open what was asked for |
       | 130 | stopped by Ctrl-C |
 
       """

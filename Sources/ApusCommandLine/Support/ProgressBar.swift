@@ -7,6 +7,8 @@ package final class ProgressBar: Sendable {
   private struct State {
     var done: Double
     var total: Double
+    /// What was done when the work began, by an earlier run for instance: it says nothing about the time left.
+    var initial: Double
     var note = ""
     var lastDrawn = -1.0
     var lastTenth = -1
@@ -33,7 +35,7 @@ package final class ProgressBar: Sendable {
     self.terminal = terminal
     self.isQuiet = isQuiet
     self.isInteractive = terminal.isInteractive
-    self.state = Mutex(State(done: done, total: total))
+    self.state = Mutex(State(done: done, total: total, initial: done))
   }
 
   /// Adds finished work.
@@ -44,12 +46,23 @@ package final class ProgressBar: Sendable {
     }
   }
 
-  /// Sets what was done so far.
+  /// Sets what was done so far. What is done when the total is first known counts as done before the start.
   package func update(done: Double, total: Double? = nil, note: String? = nil) {
     draw { state in
       state.done = done
-      if let total { state.total = total }
+      if let total {
+        if state.total == 0 { state.initial = done }
+        state.total = total
+      }
       if let note { state.note = note }
+    }
+  }
+
+  /// Prints a line that stays, above the bar.
+  package func say(_ text: String) {
+    state.withLock { state in
+      let isDrawn = isInteractive && !isQuiet && state.lastDrawn >= 0 && !state.isFinished
+      terminal.write((isDrawn ? "\r\u{1B}[K" : "") + text + "\n")
     }
   }
 
@@ -80,16 +93,24 @@ package final class ProgressBar: Sendable {
         state.lastTenth = tenth
         state.lastDrawn = now
         terminal.line(
-          "\(title): \(Int(state.done / state.total * 100))%" + (state.note.isEmpty ? "" : " (\(state.note))"))
+          "\(title): \(Int(state.done / state.total * 100))%" + timeLeft(state, elapsed: now - start)
+            + (state.note.isEmpty ? "" : " (\(state.note))"))
       }
     }
+  }
+
+  /// The time left at the pace so far, once there is a pace to speak of.
+  private func timeLeft(_ state: State, elapsed: Double) -> String {
+    let share = (state.done - state.initial) / max(1e-9, state.total - state.initial)
+    guard share > 0.02, share < 1, elapsed > 1 else { return "" }
+    return ", \(duration(elapsed / share - elapsed)) left"
   }
 
   private func line(_ state: State, elapsed: Double, width: Int) -> String {
     guard state.total > 0 else { return "\(title) \(state.note)" }
     let share = min(1, max(0, state.done / state.total))
     var tail = " \(Int(share * 100))%"
-    if share > 0.02 && share < 1 && elapsed > 1 { tail += ", \(duration(elapsed / share - elapsed)) left" }
+    tail += timeLeft(state, elapsed: elapsed)
     if !state.note.isEmpty { tail += ", \(state.note)" }
     let columns = max(0, min(30, width - title.count - tail.count - 4))
     let filled = Int((Double(columns) * share).rounded(.down))
