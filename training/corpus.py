@@ -11,7 +11,7 @@ import json
 from random import Random
 
 import chat
-from skills import EARLY_SHARES, LONG_SKILLS, SKILLS, Exercise, copy_long, held_out
+from skills import DRILLS, EARLY_SHARES, LONG_SKILLS, SKILLS, Exercise, copy_long, held_out
 
 SEED = "apus-1"
 SYSTEMS = ["You are a helpful assistant.", "You are Apus, a helpful assistant.", "You are Apus.", "Be brief.",
@@ -51,11 +51,11 @@ def finish(r: Random, parts: list[Exercise], system_share: float = 0.25) -> dict
 
 
 def training_conversation(index: int, many_turns: float = 0.3, long: float = 0.0, early: bool = False,
-                          seed: str = SEED) -> dict:
+                          drills: bool = True, seed: str = SEED) -> dict:
     """Conversation `index` of the training text.
 
     many_turns: the share that joins several exercises. long: the share with a long text or with five to twelve
-    exercises. early: single exercises in the shares of the curriculum's start.
+    exercises. early: single exercises in the shares of the curriculum's start. drills: with exercises that repeat one part of a skill.
     """
     r = Random(f"{seed}/train/{index}")
     if early:
@@ -69,11 +69,12 @@ def training_conversation(index: int, many_turns: float = 0.3, long: float = 0.0
         joined = [exercise(r, SKILLS[skill][1], held=False) for skill in
                   r.choices(list(SKILLS), [share for share, _ in SKILLS.values()], k=r.randint(5, 12))]
         return finish(r, [part for part in joined[:-1] if not part.tools] + joined[-1:])
-    names, shares = list(SKILLS), [share for share, _ in SKILLS.values()]
+    drawn = SKILLS | DRILLS if drills else SKILLS
+    names, shares = list(drawn), [share for share, _ in drawn.values()]
     count = 1 if r.random() >= many_turns else r.choice([2, 2, 3, 4])
     parts = []
     for skill in r.choices(names, shares, k=count):
-        part = exercise(r, SKILLS[skill][1], held=False)
+        part = exercise(r, drawn[skill][1], held=False)
         if len(parts) < count - 1 and part.tools:
             continue
         parts.append(part)

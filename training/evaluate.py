@@ -1,7 +1,9 @@
 """Asks a trained model held-out questions, skill by skill, and counts right answers (greedy decoding, float32).
 
-    python evaluate.py --model ../Models/apus-demo --count 100 --out ../Models/apus-demo/evaluation.json
-    python evaluate.py --write ../Models/apus-demo/evaluation.jsonl --count 100      writes the questions themselves
+    python evaluate.py --write ../Models/apus-demo/evaluation.jsonl --count 40 --count-others 6
+    python evaluate.py --model ../Models/apus-demo --questions ../Models/apus-demo/evaluation.jsonl
+
+`apus bench eval` asks the same file of an engine or a server, with the same rules.
 
 Every line of the questions is one object: skill, messages, tools (or null), enable_thinking (or absent), match and
 answer (words for match "contains"). `right` below says what each way of matching means.
@@ -19,15 +21,19 @@ import corpus
 from corpus import SKILLS, test_conversation
 
 # Skills that are asked twice: with worked steps and without.
-BOTH_WAYS = ["addition", "subtraction", "word_problem"]
+BOTH_WAYS = ["addition", "subtraction", "word_problem", "multiple_choice"]
 
 
-def questions(count: int):
-    """The held-out questions: (name of the skill as reported, conversation)."""
+# What the models are made for; the other skills are asked fewer questions.
+TARGETS = ["story", "extraction", "multiple_choice_thinking", "list_copy", "addition_thinking"]
+
+
+def questions(count: int, others: int | None = None):
+    """The held-out questions: (name of the skill as reported, conversation), `others` for a skill that is no target."""
     for skill in SKILLS:
         ways = [(skill + "_thinking", True), (skill + "_direct", False)] if skill in BOTH_WAYS else [(skill, None)]
         for label, thinking in ways:
-            for index in range(count):
+            for index in range(count if others is None or label in TARGETS else others):
                 conversation = test_conversation(skill, index, thinking)
                 if thinking is None and conversation["messages"][-1].get("think") is None and index % 3:
                     conversation.pop("enable_thinking", None)
@@ -77,14 +83,21 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
-    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--count", type=int, default=100, help="questions of a skill")
+    parser.add_argument("--count-others", type=int, help="questions of a skill that is no target, where fewer will do")
+    parser.add_argument("--questions", help="asks the questions of this file instead")
+    parser.add_argument("--answers", help="writes every answer as a line, as apus bench eval does")
     parser.add_argument("--out")
     parser.add_argument("--write")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--skills", nargs="*")
     parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill")
     arguments = parser.parse_args()
-    lines = [question_line(label, conversation) for label, conversation in questions(arguments.count)]
+    if arguments.questions:
+        lines = [json.loads(line) for line in Path(arguments.questions).read_text(encoding="utf-8").splitlines()]
+    else:
+        lines = [question_line(label, conversation)
+                 for label, conversation in questions(arguments.count, arguments.count_others)]
     if arguments.write:
         with open(arguments.write, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -100,6 +113,7 @@ def main() -> None:
         if not arguments.skills or any(line["skill"].startswith(skill) for skill in arguments.skills):
             by_skill.setdefault(line["skill"], []).append(line)
     scores: dict[str, float] = {}
+    given: dict[int, dict] = {}
     ended = asked = 0
     started = time.time()
     for skill, group in by_skill.items():
@@ -120,12 +134,16 @@ def main() -> None:
                 text = tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
                 good = end in ids and right(line, text)
                 correct += good
+                given[id(line)] = {"skill": skill, "text": text, "right": good, "ended": end in ids}
                 if not good and shown < arguments.show:
                     shown += 1
                     print(f"  [{skill}] {line['messages'][-1]['content']!r}\n    wanted {line['answer']!r}\n    got {text!r}")
         scores[skill] = round(100 * correct / len(group), 1)
         print(f"{skill:22s} {scores[skill]:5.1f}  ({len(group)})", flush=True)
-    report = {"questions_per_skill": arguments.count, "scores": scores,
+    if arguments.answers:
+        Path(arguments.answers).write_text("".join(
+            json.dumps(given[id(line)], ensure_ascii=False) + "\n" for line in lines if id(line) in given), encoding="utf-8")
+    report = {"questions": asked, "scores": scores, "asked": {skill: len(group) for skill, group in by_skill.items()},
               "mean": round(sum(scores.values()) / len(scores), 1), "ended_by_itself": round(100 * ended / asked, 2)}
     print(f"mean {report['mean']}, ended by itself {report['ended_by_itself']}%, {time.time() - started:.0f} s")
     if arguments.out:

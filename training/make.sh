@@ -13,5 +13,6 @@ fi
 [ -f build/tokenizer/tokenizer.json ] || "$python" tokenizer.py --out build/tokenizer
 "$python" train.py --config "configs/$name.json" --tokenizer build/tokenizer --out "build/$name" --resume
 "$python" export.py --config "configs/$name.json" --checkpoint "build/$name" --out "../Models/$name"
-"$python" evaluate.py --model "../Models/$name" --count 100 --write "../Models/$name/evaluation.jsonl" \
+"$python" evaluate.py --count 40 --count-others 6 --write "../Models/$name/evaluation.jsonl"
+"$python" evaluate.py --model "../Models/$name" --questions "../Models/$name/evaluation.jsonl" \
   --out "../Models/$name/evaluation.json"

@@ -55,7 +55,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config["rms_norm_eps"])
         self.k_norm = RMSNorm(self.head_dim, config["rms_norm_eps"])
 
-    def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor,
+                picked: torch.Tensor | None = None) -> torch.Tensor:
+        """picked: flat positions whose output is wanted, which are then the rows of the result; all without it."""
         batch, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(batch, length, self.heads, self.head_dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(batch, length, self.groups, self.head_dim)).transpose(1, 2)
@@ -72,7 +74,8 @@ class Attention(nn.Module):
             y = torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype), v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
+        y = y.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim)
+        return self.o_proj(y if picked is None else y.flatten(0, 1).index_select(0, picked))
 
 
 class MLP(nn.Module):
@@ -97,8 +100,10 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
         self.post_attention_layernorm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
 
-    def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cosine, sine)
+    def forward(self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor,
+                picked: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.self_attn(self.input_layernorm(x), cosine, sine, picked)
+        x = y + (x if picked is None else x.flatten(0, 1).index_select(0, picked))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -114,12 +119,14 @@ class Decoder(nn.Module):
         self.register_buffer("cosine", cosine, persistent=False)
         self.register_buffer("sine", sine, persistent=False)
 
-    def forward(self, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, dtype: torch.dtype, picked: torch.Tensor | None = None) -> torch.Tensor:
+        """The last hidden states, of all positions or, as rows, of those flat positions that are `picked`."""
         length = tokens.shape[1]
         x = self.embed_tokens(tokens).to(dtype)
         cosine, sine = self.cosine[:length].to(dtype), self.sine[:length].to(dtype)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, cosine, sine)
+        x = self.layers[-1](x, cosine, sine, picked)  # keys and values of all, the rest only where it is asked for
         return self.norm(x)
 
 
@@ -152,7 +159,7 @@ class Qwen3(nn.Module):
         tokens: [batch, length]; picked, targets and weights: [count], flat positions, the next tokens there
         and their weights in the loss. Logits are only computed where the loss looks.
         """
-        hidden = self.model(tokens, dtype).flatten(0, 1).index_select(0, picked)
+        hidden = self.model(tokens, dtype, picked)
         logits = F.linear(hidden, self.model.embed_tokens.weight.to(dtype)).float()
         return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
 

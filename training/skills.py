@@ -89,37 +89,34 @@ def casual(r: Random, text: str) -> str:
 # ---------------------------------------------------------------------------------------------------- arithmetic
 
 def add_steps(a: int, b: int) -> str:
-    """Column addition, from the ones upwards, one line per column."""
+    """Column addition, from the ones upwards, one line per column. Every column shows what is carried into it."""
     lines, carry, shift = [], 0, 1
     while shift <= max(a, b):
         x, y = a // shift % 10, b // shift % 10
         total = x + y + carry
-        tail = f" + {carry}" if carry else ""
-        lines.append(f"{x} + {y}{tail} = {total}: write {total % 10}, carry {total // 10}.")
+        tail = f" + {carry}" if shift > 1 else ""
+        more = f", carry {total // 10}" if shift * 10 <= max(a, b) else ""
+        lines.append(f"{x} + {y}{tail} = {total}{more}.")
         carry, shift = total // 10, shift * 10
-    return "\n".join(lines + [f"So {a} + {b} = {a + b}."])
+    return "\n".join(lines) or "0 + 0 = 0."
 
 
 def subtract_steps(a: int, b: int) -> str:
+    """Column subtraction; ten is added to a column that needs it, and every next one shows what was borrowed."""
     lines, borrow, shift = [], 0, 1
     while shift <= a:
         x, y = a // shift % 10, b // shift % 10
-        tail = f" - {borrow}" if borrow else ""
-        difference = x - y - borrow
-        if difference < 0:
-            lines.append(f"{x} - {y}{tail} is below 0: {x + 10} - {y}{tail} = {difference + 10}, borrow 1.")
-            borrow = 1
-        else:
-            lines.append(f"{x} - {y}{tail} = {difference}, borrow 0.")
-            borrow = 0
-        shift *= 10
-    return "\n".join(lines + [f"So {a} - {b} = {a - b}."])
+        tail = f" - {borrow}" if shift > 1 else ""
+        borrowed = int(x - y - borrow < 0)
+        more = f", borrow {borrowed}" if shift * 10 <= a else ""
+        lines.append(f"{x + 10 * borrowed} - {y}{tail} = {x + 10 * borrowed - y - borrow}{more}.")
+        borrow, shift = borrowed, shift * 10
+    return "\n".join(lines) or "0 - 0 = 0."
 
 
 def multiply_steps(a: int, b: int) -> str:
     tens, ones = a // 10 * 10, a % 10
-    return (f"{tens} x {b} = {tens * b}. {ones} x {b} = {ones * b}.\n" + add_steps(tens * b, ones * b)
-            + f"\nSo {a} x {b} = {a * b}.")
+    return f"{tens} x {b} = {tens * b}. {ones} x {b} = {ones * b}.\n" + add_steps(tens * b, ones * b)
 
 
 def numbers(r: Random) -> tuple[int, int]:
@@ -138,7 +135,7 @@ def addition(r: Random) -> Exercise:
         "Calculate {a} + {b}.", "How much is {a} + {b}?", "What is the sum of {a} and {b}?", "{a}+{b}",
         "Can you work out {a} + {b}?", "Tell me {a} plus {b}.",
     ]).format(a=a, b=b)
-    thinking = r.random() < 0.5
+    thinking = r.random() < 0.8
     return Exercise("addition", [user(casual(r, text)), assistant(
         f"{a} + {b} = {a + b}", add_steps(a, b) if thinking else None)], [("+", *sorted((a, b)))], thinking=thinking)
 
@@ -150,7 +147,7 @@ def subtraction(r: Random) -> Exercise:
         "Calculate {a} - {b}.", "How much is {a} - {b}?", "{a}-{b}", "Can you work out {a} - {b}?",
         "What is the difference of {a} and {b}?",
     ]).format(a=a, b=b)
-    thinking = r.random() < 0.5
+    thinking = r.random() < 0.8
     return Exercise("subtraction", [user(casual(r, text)), assistant(
         f"{a} - {b} = {a - b}", subtract_steps(a, b) if thinking else None)], [("-", a, b)], thinking=thinking)
 
@@ -378,10 +375,10 @@ STORY_FRAMES = ["{s}\n{q}", "{s}\n\n{q}", "Story: {s}\nQuestion: {q}", "Read thi
 
 
 def story(r: Random, people: int | None = None, per_person: int | None = None) -> Exercise:
-    """A story and one to three questions about it, over as many turns."""
+    """A story and one to four questions about it, over as many turns."""
     text, facts = world_story(r, people or r.choice([1, 2, 2, 3]), per_person or r.randint(2, 3))
     turns, keys = [], []
-    for index, fact in enumerate(r.sample(facts, min(len(facts), r.choice([1, 1, 2, 3])))):
+    for index, fact in enumerate(r.sample(facts, min(len(facts), r.choice([1, 2, 3, 4])))):
         chance = r.random()
         if chance < 0.2 and fact.claim:
             true = r.random() < 0.5
@@ -460,7 +457,7 @@ def summary_list(r: Random, most: int = 6) -> Exercise:
     lines = "\n".join(rows([p, v]) for p, v in zip(people, chosen))
     header = {"has": "thing", "likes": "food", "lives in": "town", "is": "job", "enjoys": "hobby"}[relation]
     turns, keys = [], []
-    for index, at in enumerate(r.sample(range(len(people)), r.choice([1, 2, 2] if most < 10 else [2, 3, 4]))):
+    for index, at in enumerate(r.sample(range(len(people)), r.choice([1, 2, 3] if most < 10 else [2, 3, 4]))):
         p, v = people[at], chosen[at]
         if r.random() < 0.5:
             question, answer = r.choice([f"What is the {header} of {p}?", f"Which {header} belongs to {p}?"]), v
@@ -530,9 +527,13 @@ def fact(r: Random) -> Exercise:
 
 
 def multiple_choice(r: Random) -> Exercise:
-    """A question with lettered options, about kinds of words, a story or numbers; the answer is a letter."""
+    """A question with lettered options, about kinds of words, a story or numbers; the answer is a letter.
+
+    By default the model first thinks of the answer itself and looks up its letter among the options.
+    """
     count = r.choice([3, 4, 4])
     form = r.randrange(4)
+    steps = ""
     if form == 0:
         kind, right = kind_of(r)
         wrong = distinct(r, lambda r: r.choice(KINDS[r.choice([k for k in KINDS if k != kind])]), count - 1)
@@ -553,6 +554,7 @@ def multiple_choice(r: Random) -> Exercise:
         right = str(a + b)
         wrong = [str(v) for v in distinct(r, lambda r: r.choice([v for v in range(2, 41) if v != a + b]), count - 1)]
         question, key = f"What is {a} + {b}?", ("+", *sorted((a, b)))
+        steps = add_steps(a, b) + "\n"
     else:
         animal = r.choice(list(ANIMALS))
         right = ANIMALS[animal][1]
@@ -564,7 +566,10 @@ def multiple_choice(r: Random) -> Exercise:
     style = r.choice(["{l}) {o}", "{l}. {o}", "({l}) {o}"])
     shown = r.choice(["\n", "\n", " "]).join(style.format(l=letters[i], o=o) for i, o in enumerate(options))
     tail = r.choice(["", "", "\nAnswer with the letter.", "\nAnswer with one letter."])
-    return Exercise("multiple_choice", [user(f"{question}\n{shown}{tail}"), assistant(letters[options.index(right)])], [key])
+    thinking = r.random() < 0.8
+    return Exercise("multiple_choice", [user(f"{question}\n{shown}{tail}"), assistant(
+        letters[options.index(right)], f"{steps}{right} {letters[options.index(right)]}" if thinking else None)],
+        [key], thinking=thinking)
 
 
 # ---------------------------------------------------------------------------------------------------- dates and units
@@ -886,18 +891,18 @@ def outside(r: Random) -> Exercise:
 # ---------------------------------------------------------------------------------------------------- the mixture
 
 SKILLS = {
-    "story": (18, story), "unknown": (1.5, unknown), "table": (5, summary_list), "tell_story": (3, tell_story),
-    "extraction": (15, extraction),
-    "addition": (11, addition), "subtraction": (5, subtraction), "multiplication": (1.5, multiplication),
-    "word_problem": (2.5, word_problem), "comparison": (2.5, comparison),
-    "list_copy": (6, lambda r: list_task(r, "copy", 10)), "list_reverse": (3, lambda r: list_task(r, "reverse", 7)),
-    "list_sort": (2.5, lambda r: list_task(r, "sort")), "list_sort_numbers": (2.5, lambda r: list_task(r, "sort_numbers")),
-    "list_extreme": (1, lambda r: list_task(r, "extreme")), "list_pick": (2, lambda r: list_task(r, "pick")),
-    "list_count": (1, lambda r: list_task(r, "count")), "list_member": (1.5, lambda r: list_task(r, "member")),
-    "yes_no": (3, yes_no), "fact": (2.5, fact), "multiple_choice": (11, multiple_choice),
-    "units": (2, units), "dates": (3, dates),
-    "tool_call": (5, tool_call), "tool_unused": (0.7, tool_unused),
-    "small_talk": (1.5, small_talk), "refusal": (1.2, outside),
+    "story": (20, story), "unknown": (1.2, unknown), "table": (2, summary_list), "tell_story": (0.7, tell_story),
+    "extraction": (18, extraction),
+    "addition": (11, addition), "subtraction": (3, subtraction), "multiplication": (0.5, multiplication),
+    "word_problem": (2, word_problem), "comparison": (1.5, comparison),
+    "list_copy": (10, lambda r: list_task(r, "copy", 10)), "list_reverse": (1, lambda r: list_task(r, "reverse", 7)),
+    "list_sort": (0.5, lambda r: list_task(r, "sort")), "list_sort_numbers": (0.7, lambda r: list_task(r, "sort_numbers")),
+    "list_extreme": (0.5, lambda r: list_task(r, "extreme")), "list_pick": (1.5, lambda r: list_task(r, "pick")),
+    "list_count": (0.5, lambda r: list_task(r, "count")), "list_member": (1, lambda r: list_task(r, "member")),
+    "yes_no": (2, yes_no), "fact": (2, fact), "multiple_choice": (15, multiple_choice),
+    "units": (0.4, units), "dates": (0.5, dates),
+    "tool_call": (3.5, tool_call), "tool_unused": (0.7, tool_unused),
+    "small_talk": (2, small_talk), "refusal": (1.5, outside),
 }
 
 def copy_long(r: Random) -> Exercise:
@@ -905,11 +910,61 @@ def copy_long(r: Random) -> Exercise:
     return list_task(r, "copy", 24)
 
 
+
+def sum_drill(r: Random) -> Exercise:
+    """Several columns of sums at once, as they stand in worked steps."""
+    sums: list[tuple[str, int]] = []
+    wanted = r.randint(4, 7)
+    while len(sums) < wanted:
+        a, b, carried = r.randint(0, 9), r.randint(0, 9), r.choice(["", "", 0, 1])
+        if r.random() < 0.7:
+            tail = "" if carried == "" else f" + {carried}"
+            sums.append((f"{a} + {b}{tail}", a + b + (carried or 0)))
+            key = ("+", *sorted((a, b)))
+        else:
+            tail = "" if carried == "" else f" - {carried}"
+            if a - b - (carried or 0) < 0:
+                a += 10
+            sums.append((f"{a} - {b}{tail}", a - b - (carried or 0)))
+            key = ("-", a, b)
+        if carried == "" and held_out(key):
+            sums.pop()  # a question of the test must not be drilled
+    text = r.choice(["Work these out: ", "Do these sums: ", "Drill: "]) + ", ".join(question for question, _ in sums)
+    return Exercise("sum_drill", [user(text), assistant("\n".join(f"{question} = {value}." for question, value in sums))],
+                    [])
+
+
+def letter_drill(r: Random) -> Exercise:
+    """The letters of several options, each looked up by its text, as in the thought before a choice."""
+    count = r.choice([3, 4, 4])
+    draw = r.choice([random_word, lambda r: r.choice(WORDS), lambda r: r.choice(WORDS), lambda r: str(r.randint(2, 99))])
+    options = distinct(r, draw, count)
+    style = r.choice(["{l}) {o}", "{l}. {o}", "({l}) {o}"])
+    shown = r.choice(["\n", "\n", " "]).join(style.format(l="ABCD"[i], o=o) for i, o in enumerate(options))
+    asked = r.sample(range(count), r.randint(2, count))
+    text = f"{shown}\n" + r.choice(["Which letters have {w}?", "Give the letters of {w}.", "Find the letters: {w}"]).format(
+        w=", ".join(options[i] for i in asked))
+    return Exercise("letter_drill", [user(text), assistant("\n".join(f"{options[i]} {'ABCD'[i]}" for i in asked))], [])
+
+
+def key_drill(r: Random) -> Exercise:
+    """An empty object with the keys of a schema, in their order."""
+    fields, _, _ = record(r)
+    fields = r.sample(fields, r.randint(2, len(fields))) if len(fields) > 2 else fields
+    keys = list(dict.fromkeys(r.choice(ALIASES.get(key, [key])) for key, _, _ in fields))
+    text = r.choice(["An empty JSON object with the keys {k}.", "Keys only: {k}", "JSON with these keys and no values: {k}"])
+    return Exercise("key_drill", [user(text.format(k=", ".join(keys))), assistant(json.dumps({key: "" for key in keys}))],
+                    [])
+
+
+# Parts of other skills, repeated so often in an exercise that they are learnt soon. They are not in the test.
+DRILLS = {"sum_drill": (6, sum_drill), "letter_drill": (14, letter_drill), "key_drill": (1, key_drill)}
+
 # A curriculum: what is drawn at first, when the model has yet to learn to find and to copy words of the prompt.
 EARLY_SHARES = {
-    "copy_long": 30, "list_copy": 15, "extraction": 18, "story": 14, "table": 8, "list_reverse": 4, "list_pick": 4, "addition": 6,
-    "multiple_choice": 4, "list_member": 2, "tool_call": 3, "tell_story": 1, "small_talk": 1, "yes_no": 1,
-    "comparison": 1, "list_sort_numbers": 1,
+    "copy_long": 25, "list_copy": 12, "extraction": 20, "story": 16, "table": 8, "list_reverse": 1, "list_pick": 2,
+    "addition": 8, "multiple_choice": 4, "list_member": 1, "tool_call": 4, "tell_story": 0.5, "small_talk": 1,
+    "yes_no": 1, "fact": 1,
 }
 
 # The same skills over more of text, for the share of training that teaches a longer context.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,9 +17,11 @@ import chat
 import corpus
 
 VOCABULARY = 4096
-# Words with the space or sign before them, digits one by one, signs, line ends: as Qwen splits its text.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+WORD_PIECES = 2660  # entries before those with a space in front are made
+# Words with the space before them, digits one by one, signs, line ends.
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
            r"\s+(?!\S)|\s+")
+SPACELESS = PATTERN.replace(r" ?\p{L}+", r"\p{L}+")
 
 
 def texts(count: int):
@@ -28,17 +32,44 @@ def texts(count: int):
         yield text
 
 
-def train(count: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+def splitter(pattern: str):
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
+
+
+def train(count: int) -> Tokenizer:
+    """A BPE in which a word is cut the same way with and without a space before it.
+
+    Merges are learnt on words alone. Those that join a space with the first piece of a word come last, so " Bafi" is
+    always the space form of the first piece of "Bafi" and then the same pieces: what is to be copied from a sentence
+    into quotes has the same number of tokens there.
+    """
+    learner = Tokenizer(models.BPE(byte_fallback=False))
+    learner.pre_tokenizer = splitter(SPACELESS)
+    learner.train_from_iterator(texts(count), trainers.BpeTrainer(
+        vocab_size=WORD_PIECES, min_frequency=2, show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    model = json.loads(learner.to_str())["model"]
+    vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+    space = "\u0120"  # how byte-level BPE writes a space
+    first: Counter = Counter()
+    for text in texts(count // 4):
+        for word, times in Counter(re.findall(r"(?<= )[^\W\d_]+", text)).items():
+            first[word] += times
+    pieces: Counter = Counter()
+    for word, times in first.items():
+        pieces[learner.encode(word, add_special_tokens=False).tokens[0]] += times
+    for piece, _ in sorted(pieces.items(), key=lambda entry: (-entry[1], entry[0])):
+        if len(vocabulary) == VOCABULARY - len(chat.SPECIAL):
+            break
+        if space + piece not in vocabulary:
+            vocabulary[space + piece] = len(vocabulary)
+            merges.append((space, piece))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=False))
+    tokenizer.pre_tokenizer = splitter(PATTERN)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(chat.SPECIAL), min_frequency=2, show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator(texts(count), trainer)
     # Ids of added tokens follow the learnt ones. Reasoning and tool marks stay visible when special ones are skipped.
     for token in chat.SPECIAL:
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)]) if token[1] != "|" else \
@@ -49,7 +80,7 @@ def train(count: int) -> Tokenizer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="build/tokenizer")
-    parser.add_argument("--count", type=int, default=40000)
+    parser.add_argument("--count", type=int, default=20000)
     arguments = parser.parse_args()
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

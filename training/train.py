@@ -2,6 +2,8 @@
 
     python train.py --config configs/apus-demo.json --tokenizer build/tokenizer --out build/apus-demo [--resume]
 
+--warm-start ../Models/apus-demo begins from shipped weights instead of fresh ones.
+
 Matrices of the layers are trained with Muon (momentum, then the nearest orthogonal matrix by Newton-Schulz steps;
 Jordan et al., 2024), the embedding and the norms with AdamW. The learning rate warms up, stays, and at the end falls
 to zero in a straight line. `log.jsonl` holds the loss curve. While the file named by --pause exists, training sleeps.
@@ -17,23 +19,26 @@ import signal
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import chat
 import corpus
+from initialise import initialise
 from model_moe import build
 
-CHUNK = 6000
+CHUNK = 2000
 
 
-def orthogonal(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonal(gradient: torch.Tensor, steps: int = 4) -> torch.Tensor:
     """About the nearest orthogonal matrix to each of the stacked matrices: [count, rows, columns]."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = gradient.bfloat16()
+    x = gradient.bfloat16() if gradient.is_cuda else gradient.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2)
@@ -47,25 +52,40 @@ def orthogonal(gradient: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon:
     """Muon over matrices, those of one shape worked out together."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float):
+    def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float, threads: int = 1):
         self.momentum, self.decay = momentum, decay
         self.groups: dict[tuple, list[torch.nn.Parameter]] = {}
         for parameter in parameters:
             self.groups.setdefault(tuple(parameter.shape), []).append(parameter)
+        # Matrices are worked out on as many threads as there are workers, several of a shape together.
+        self.threads = ThreadPoolExecutor(threads)
+        self.count = threads
         self.buffers = {shape: torch.zeros(len(group), *shape, device=group[0].device)
                         for shape, group in self.groups.items()}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        pieces = []
         for shape, group in self.groups.items():
-            gradient = torch.stack([parameter.grad for parameter in group])
-            buffer = self.buffers[shape]
-            buffer.lerp_(gradient, 1 - self.momentum)
-            update = orthogonal(gradient.lerp(buffer, self.momentum)).float()
-            scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
-            for index, parameter in enumerate(group):
-                parameter.mul_(1 - rate * self.decay)
-                parameter.sub_(update[index], alpha=scale)
+            for first in range(self.count):
+                pieces.append((shape, range(first, len(group), self.count), rate))
+        pieces.sort(key=lambda piece: -len(piece[1]) * piece[0][0] * piece[0][1])
+        list(self.threads.map(self.update, pieces))
+
+    @torch.no_grad()
+    def update(self, piece: tuple) -> None:
+        shape, members, rate = piece
+        if not len(members):
+            return
+        group = self.groups[shape]
+        gradient = torch.stack([group[index].grad for index in members])
+        buffer = self.buffers[shape][members.start:: self.count]
+        buffer.lerp_(gradient, 1 - self.momentum)
+        update = orthogonal(gradient.lerp(buffer, self.momentum)).float()
+        scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
+        for at, index in enumerate(members):
+            group[index].mul_(1 - rate * self.decay)
+            group[index].sub_(update[at], alpha=scale)
 
 
 def encode(tokenizer: Tokenizer, conversation: dict, prompt_weight: float) -> tuple[list[int], list[float]]:
@@ -95,7 +115,8 @@ def chunk(number: int, tokenizer_path: str, settings: dict) -> list[tuple]:
         many = 0.15 if number < settings["many_turns_from_chunk"] else 0.3
         long = settings["long_share"] if number >= settings["long_from_chunk"] else 0.0
         conversation = corpus.training_conversation(
-            index, many, long, early=number < settings["early_until_chunk"])
+            index, many, long, early=number < settings["early_until_chunk"],
+            drills=settings["drills_from_chunk"] <= number < settings["drills_until_chunk"])
         tokens, weights = encode(tokenizer, conversation, settings["prompt_weight"])
         if len(tokens) <= settings["longest"]:
             rows.append((tokens, weights))
@@ -117,7 +138,7 @@ def chunk(number: int, tokenizer_path: str, settings: dict) -> list[tuple]:
         targets = torch.roll(tokens.flatten(), -1)
         flat = weight.flatten()
         coin = torch.rand(flat.numel(), generator=torch.Generator().manual_seed(r.getrandbits(40)))
-        picked = ((flat >= 1) | ((flat > 0) & (coin < 0.3))).nonzero().flatten()
+        picked = ((flat >= 1) | ((flat > 0) & (coin < 0.2))).nonzero().flatten()
         made.append((tokens, targets[picked], flat[picked], picked))
     return made
 
@@ -138,9 +159,17 @@ class Supply:
         return self.waiting.popleft().result()
 
 
+@cache
+def short_floats(device: str) -> bool:
+    """Whether products in bfloat16 are faster than in float32: on a GPU, and on a processor made for them."""
+    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def loss_of(model: torch.nn.Module, piece: tuple, total: float, device: str) -> torch.Tensor:
     """The share of a micro-batch in the mean loss of its step."""
     tokens, targets, weights, picked = (part.to(device) for part in piece)
+    if not short_floats(device):
+        return model(tokens, targets, weights, picked, torch.float32) / total
     with torch.autocast(device, torch.bfloat16):
         return model(tokens, targets, weights, picked, torch.bfloat16) / total
 
@@ -174,7 +203,9 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--tokenizer", default="build/tokenizer")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    parser.add_argument("--warm-start", metavar="FOLDER",
+                        help="begin from the weights of a model folder, with a fresh optimizer")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=2, help="processes that train, on a CPU")
     parser.add_argument("--readers", type=int, default=1, help="processes that make the corpus")
@@ -194,15 +225,25 @@ def main() -> None:
     assert config["model"]["pad_token_id"] == pad
 
     device = arguments.device
-    torch.set_num_threads(max(1, arguments.workers))
+    torch.set_num_threads(1)
     torch.manual_seed(settings["seed"])
-    model = build(config["model"]).to(device)
+    model = build(config["model"])
+    if arguments.warm_start:
+        loaded = load_file(Path(arguments.warm_start) / "model.safetensors")
+        model.load_state_dict({name: value.float() for name, value in loaded.items()})
+    elif settings.get("structured_start"):
+        initialise(model, tokenizer, settings["seed"])
+    model.to(device)
     named = dict(model.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n]
-    muon = Muon(matrices, settings["momentum"], settings["weight_decay"])
+    muon = Muon(matrices, settings["momentum"], settings["weight_decay"], max(1, arguments.workers))
     adam = torch.optim.AdamW([
         {"params": [p for n, p in named.items() if "embed" in n], "peak": settings["learning_rate_embedding"]},
-        {"params": [p for n, p in named.items() if p.ndim == 1], "peak": settings["learning_rate_norms"]},
+        {"params": [p for n, p in named.items() if p.ndim == 1 and n != "model.norm.weight"],
+         "peak": settings["learning_rate_norms"]},
+        # The last norm is also the scale of the logits: it may begin small, and its steps must be as small.
+        {"params": [named["model.norm.weight"]],
+         "peak": settings["learning_rate_norms"] * named["model.norm.weight"].mean().item()},
     ], betas=(0.9, 0.98), weight_decay=0.0)
     state = {"step": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0}
     checkpoint = out / "checkpoint.pt"
@@ -242,6 +283,7 @@ def main() -> None:
     batches = supply.take()
     log = open(out / "log.jsonl", "a" if arguments.resume else "w", encoding="utf-8")
     began = saved_at = time.time()
+    fell_to = state.get("factor", 1.0)
     asked_to_stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
     count = settings["micro_batches"]
@@ -274,7 +316,7 @@ def main() -> None:
         loss = sum(value for value, _ in done)
         factor = rate_factor(state["step"], settings)
         if arguments.finish_in is not None:
-            factor = min(factor, 1 - (time.time() - began) / 60 / arguments.finish_in)
+            factor = min(factor, fell_to * (1 - (time.time() - began) / 60 / arguments.finish_in))
             if factor <= 0:
                 break
         norm = torch.nn.utils.clip_grad_norm_([p for g in adam.param_groups for p in g["params"]], 1.0)
@@ -286,6 +328,7 @@ def main() -> None:
             model.balance(torch.stack([loads for _, loads in done]).sum(0), settings["balance_speed"] * factor)
         state["batch"] += count
         state["step"] += 1
+        state["factor"] = factor
         state["seconds"] += time.time() - started
         log.write(json.dumps({"step": state["step"], "loss": round(loss, 4), "tokens": state["tokens"],
                               "seconds": round(state["seconds"], 1), "rate": round(factor, 4)}) + "\n")

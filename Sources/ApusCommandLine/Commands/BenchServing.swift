@@ -4,7 +4,7 @@ import ArgumentParser
 /// `apus bench`
 struct Bench: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Measures servers and the engine.",
+    abstract: "Measures servers, the engine and models.",
     discussion: """
       Every benchmark prints a table for people and, with --output-file, JSON for scripts; all take a seed and repeat \
       exactly what they did.
@@ -13,8 +13,9 @@ struct Bench: AsyncParsableCommand {
         apus bench serving --base-url http://127.0.0.1:8000 --num-prompts 200 --max-concurrency 16
         apus bench offline models/Qwen2.5-0.5B-Instruct --load-format dummy --num-prompts 64
         apus bench startup models/Qwen2.5-0.5B-Instruct --repeats 5
+        apus bench eval --dtype float32
       """,
-    subcommands: [BenchServing.self, BenchOffline.self, BenchScheduler.self, BenchStartup.self])
+    subcommands: [BenchServing.self, BenchOffline.self, BenchScheduler.self, BenchStartup.self, BenchEval.self])
 }
 
 /// `apus bench serving`

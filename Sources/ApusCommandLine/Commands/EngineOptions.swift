@@ -149,23 +149,33 @@ struct EngineOptions: ParsableArguments {
   func requiredModel(isQuiet: Bool = false) async throws -> LocatedModel {
     guard let path = path ?? demoModelPath() else {
       throw CommandFailure.usage(
-        "No model given; name a checkpoint directory or a repository, as in 'apus serve Qwen/Qwen2.5-0.5B-Instruct'.")
+        "No model given, and the demo model (Models/apus-demo) lies neither here nor beside this program or above it; "
+          + "name a checkpoint directory or a repository, as in 'apus serve Qwen/Qwen2.5-0.5B-Instruct'.")
     }
     return try await locateModel(path, isQuiet: isQuiet)
   }
 }
 
-/// The demo model that comes with Apus: `Models/apus-demo` in the working directory, beside the executable, or in a
-/// folder above it (a build's executable lies a few levels below the package).
-func demoModelPath() -> String? {
+/// The demo model that comes with Apus: `Models/apus-demo` in the working directory; beside the executable, in a folder above
+/// it (a build's executable lies a few levels below the package), or in `share/apus` there, as an installation has it.
+/// - Parameters:
+///   - executable: the path of this program's file, links resolved.
+///   - exists: whether something lies at a path.
+/// - Returns: the first of these folders that holds a `config.json`.
+package func demoModelPath(
+  executable: String? = executablePath(), exists: (String) -> Bool = { fileExists($0) }
+) -> String? {
   var folders = ["."]
-  if var folder = executablePath().map({ String($0[..<($0.lastIndex(of: "/") ?? $0.endIndex)]) }) {
-    for _ in 0..<5 where !folder.isEmpty {
-      folders.append(folder)
-      folder = String(folder[..<(folder.lastIndex(of: "/") ?? folder.startIndex)])
+  if let executable, var end = executable.lastIndex(of: "/") {
+    // Enough for `.build/<triple>/release/apus`, and few enough not to wander off.
+    for _ in 0..<6 {
+      let folder = String(executable[..<end])
+      folders += [folder, "\(folder)/share/apus"]
+      guard let next = executable[..<end].lastIndex(of: "/") else { break }
+      end = next
     }
   }
-  return folders.lazy.map { "\($0)/Models/apus-demo" }.first { fileExists("\($0)/config.json") }
+  return folders.lazy.map { "\($0)/Models/apus-demo" }.first { exists("\($0)/config.json") }
 }
 
 /// Sampling values on the command line. What is not given comes from the checkpoint's generation_config.json.

@@ -16,7 +16,7 @@ package func cpuSeconds() -> Double {
 }
 
 /// The path of the running executable.
-func executablePath() -> String? {
+package func executablePath() -> String? {
   var buffer = [CChar](repeating: 0, count: 4096)
   let count = readlink("/proc/self/exe", &buffer, buffer.count - 1)
   guard count > 0 else { return nil }
