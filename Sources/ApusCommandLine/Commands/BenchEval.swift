@@ -53,7 +53,12 @@ struct BenchEval: AsyncParsableCommand {
   }
 
   func run() async throws {
-    let path = try questions ?? beside(engine.requiredPath())
+    let path: String
+    if let questions {
+      path = questions
+    } else {
+      path = try beside(await engine.requiredModel(isQuiet: quiet || json).path)
+    }
     var asked = try EvalQuestion.read(try readFile(path))
     if !skill.isEmpty { asked.removeAll { question in !skill.contains { question.skill.hasPrefix($0) } } }
     guard !asked.isEmpty else {
