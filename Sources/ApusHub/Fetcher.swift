@@ -324,6 +324,7 @@ final class Fetcher: Sendable {
     var windowStart = monotonicSeconds()
     var windowBytes = 0
     for try await buffer in answer.body {
+      try Task.checkCancellation()
       let count = buffer.readableBytes
       guard position + count <= limit else {
         throw TransferFailure.length("\(answer.url.host) sends more bytes than belong to the file")

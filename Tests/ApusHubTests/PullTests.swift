@@ -587,6 +587,28 @@ func smallModel(weights: [UInt8] = content(300_001), commit: Character = "c") ->
     #expect(stage.names(stage.repositoryFolder + "/blobs").count == 4)
   }
 
+  @Test(arguments: [true, false]) func stoppingDoesNotWaitForTheServer(hangs: Bool) async throws {
+    let stage = Stage()
+    stage.configuration.idleTimeout = 60
+    stage.configuration.stallWindow = 60
+    stage.server.publish("owner/name", smallModel())
+    stage.server.content!.misbehave { _, _, reply in
+      reply.delivery = hangs ? .hang(after: 1000) : .trickle(interval: 0.001)
+    }
+    let configuration = stage.configuration
+    let arrived = Mutex(0)
+    let task = Task {
+      try await Stage.pull(configuration) { event in
+        if case .progress(let done, _) = event { arrived.withLock { $0 = done } }
+      }
+    }
+    while arrived.withLock({ $0 }) < 200 { try await Task.sleep(for: .milliseconds(5)) }
+    let start = ContinuousClock.now
+    task.cancel()
+    await #expect(throws: CancellationError.self) { try await task.value }
+    #expect(ContinuousClock.now - start < .seconds(10))
+  }
+
   @Test func theBeginningThatAnotherProgramLeftIsUsed() async throws {
     let stage = Stage()
     let model = smallModel()

@@ -1,4 +1,5 @@
 import ApusHub
+import Dispatch
 import Glibc
 import Synchronization
 
@@ -74,18 +75,25 @@ func interruptible<Result: Sendable>(_ body: @escaping @Sendable () async throws
   let task = Task { try await body() }
   let presses = PressCount()
   interrupts.set {
-    if presses.isFirst() { task.cancel() } else { _exit(ExitStatus.interrupted) }
+    guard presses.isFirst() else { _exit(ExitStatus.interrupted) }
+    task.cancel()
+    // A server that does not answer need not be waited for: what has arrived is on record at any time.
+    DispatchQueue.global().asyncAfter(deadline: .now() + 3) {
+      Terminal.error.line("apus: \(stoppedSentence)")
+      _exit(ExitStatus.interrupted)
+    }
   }
   let result = await task.result
   interrupts.set(nil)
   switch result {
   case .success(let value): return value
   case .failure where task.isCancelled:
-    throw CommandFailure(
-      "Stopped. What was downloaded is kept; the same command goes on from there.", status: ExitStatus.interrupted)
+    throw CommandFailure(stoppedSentence, status: ExitStatus.interrupted)
   case .failure(let error): throw error
   }
 }
+
+private let stoppedSentence = "Stopped. What was downloaded is kept; the same command goes on from there."
 
 /// Counts presses of Ctrl-C.
 private final class PressCount: Sendable {

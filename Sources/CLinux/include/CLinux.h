@@ -1,6 +1,7 @@
 // What Linux offers and Swift cannot call directly: futexes, thread placement, memory advice, limits of the machine.
 //
-// Every function is safe to call from any thread. None allocates unless it says so, none installs a signal handler.
+// Every function is safe to call from any thread unless it says otherwise. None allocates unless it says so, and only
+// apus_interrupts_begin installs a signal handler.
 // Functions that can fail return -1 (or 0 for a size) and leave errno as the system call set it.
 
 #ifndef CLINUX_H
@@ -108,6 +109,16 @@ int apus_memory_file_create(const char *name, size_t byte_count);
 
 /// Nanoseconds of the monotonic clock. Only differences have a meaning.
 uint64_t apus_monotonic_ns(void);
+
+// MARK: Interrupts
+
+/// Catches SIGINT until `apus_interrupts_end` is called: each signal becomes a byte to read from the descriptor returned,
+/// which does not block and stays open. A signal that was ignored stays ignored. Returns -1 with errno set on failure.
+/// Neither nests nor may be called from two threads at once.
+int apus_interrupts_begin(void);
+
+/// Gives SIGINT back to whoever had it before.
+void apus_interrupts_end(void);
 
 #ifdef __cplusplus
 }
