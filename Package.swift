@@ -35,6 +35,7 @@ let package = Package(
     .target(name: "ApusCore", swiftSettings: settings),
     .target(name: "ApusTokenization", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusGrammar", dependencies: ["ApusCore"], swiftSettings: settings),
+    .target(name: "ApusChat", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusScheduling", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusTensors", dependencies: ["ApusCore", "CKernels", "CLinux"], swiftSettings: settings),
     .target(name: "ApusCommunication", dependencies: ["ApusCore", "ApusTensors"], swiftSettings: settings),
@@ -86,6 +87,8 @@ let package = Package(
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
     .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusTokenization"], swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),
