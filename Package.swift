@@ -56,7 +56,7 @@ let package = Package(
     .target(
       name: "ApusServer",
       dependencies: [
-        "ApusCore",
+        "ApusCore", "ApusChat",
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HummingbirdTLS", package: "hummingbird"),
         .product(name: "Logging", package: "swift-log"),
@@ -73,7 +73,7 @@ let package = Package(
       name: "ApusCommandLine",
       dependencies: [
         "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusTesting", "CLinux",
+        "ApusTesting", "ApusChat", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),

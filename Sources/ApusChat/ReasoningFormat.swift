@@ -49,6 +49,14 @@ public struct ReasoningFormat: Sendable {
     return all.first { $0.isWritten(text) }
   }
 
+  /// Whether marks of the format are among a vocabulary's special tokens, which decoding must then keep.
+  public func needs(specialTokens: [String]) -> Bool {
+    isHarmony || specialTokens.contains { token in !token.isEmpty && (opens + closes).contains { $0 == token } }
+  }
+
+  /// What a prompt must add so that the chain of thought that it opened is closed.
+  public var closing: String { closes.first.map { "\n\($0)\n\n" } ?? "" }
+
   /// Whether a prompt leaves the chain of thought open, or has closed it; `nil` if it does neither.
   ///
   /// Templates open the block for models that always think, and write an empty one where thinking is turned off.

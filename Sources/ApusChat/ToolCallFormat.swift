@@ -22,12 +22,14 @@ public struct ToolCallFormat: Sendable {
   let isHarmony: Bool
   /// What is added around JSON arguments when a call is enforced; `nil` where arguments are not JSON.
   let frame: CallFrame?
+  /// What stands before and after the name of a tool where arguments are not JSON.
+  let markup: (begin: String, afterName: String)?
   private let makeOpeners: @Sendable (ToolDefinitions) -> [Opener]
   private let isWritten: @Sendable (TemplateText) -> Bool
 
   init(
     _ name: String, aliases: [String] = [], _ summary: String, identifierStyle: IdentifierStyle = .openAI,
-    isHarmony: Bool = false, frame: CallFrame? = nil,
+    isHarmony: Bool = false, frame: CallFrame? = nil, markup: (begin: String, afterName: String)? = nil,
     detect: @escaping @Sendable (TemplateText) -> Bool,
     openers: @escaping @Sendable (ToolDefinitions) -> [Opener] = { _ in [] }
   ) {
@@ -37,11 +39,35 @@ public struct ToolCallFormat: Sendable {
     self.identifierStyle = identifierStyle
     self.isHarmony = isHarmony
     self.frame = frame
+    self.markup = markup
     makeOpeners = openers
     isWritten = detect
   }
 
   func openers(_ tools: ToolDefinitions) -> [Opener] { makeOpeners(tools) }
+
+  /// Whether marks of the format are among a vocabulary's special tokens, which decoding must then keep.
+  public func needs(specialTokens: [String]) -> Bool {
+    if isHarmony { return true }
+    var texts = openers(ToolDefinitions()).map { String(decoding: $0.marker, as: UTF8.self) }
+    if let frame { texts += [frame.begin, frame.afterName, frame.end] }
+    return specialTokens.contains { token in !token.isEmpty && texts.contains { $0.utf8Contains(token) } }
+  }
+
+  /// The beginning of a call, of one tool or of any, which a prompt may end with so that a call must follow; the parser is
+  /// fed with it first.
+  public func callBeginning(of tool: String?) -> String {
+    var text = opening
+    if let tool { text += tool + afterName } else { return text }
+    // A space before the arguments is a part of the token that follows.
+    while text.hasSuffix(" ") { text.removeLast() }
+    return text
+  }
+
+  /// What stands before the name of the first tool.
+  private var opening: String { frame?.begin ?? markup!.begin }
+  /// What stands after it.
+  private var afterName: String { frame?.afterName ?? markup!.afterName }
 
   /// The format of a name or an alias; upper and lower case and `-` and `_` are the same.
   public static func named(_ name: String) -> ToolCallFormat? {
@@ -71,6 +97,7 @@ public struct ToolCallFormat: Sendable {
     ToolCallFormat(
       "deepseekv32", aliases: ["deepseek_v32", "deepseekv4"],
       "<｜DSML｜function_calls> with <｜DSML｜invoke name=\"NAME\"> and parameter elements: DeepSeek V3.2",
+      markup: ("<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"", "\">\n"),
       detect: { $0.has("｜DSML｜") || $0.hasToken("｜DSML｜") },
       openers: { tools in
         ["function_calls", "tool_calls"].map { section in
@@ -111,6 +138,7 @@ public struct ToolCallFormat: Sendable {
     ToolCallFormat(
       "minimax-m2", aliases: ["minimax"],
       "<minimax:tool_call> with <invoke name=\"NAME\"> and parameter elements: MiniMax M2",
+      markup: ("<minimax:tool_call>\n<invoke name=\"", "\">\n"),
       detect: { $0.has("<minimax:tool_call>") || $0.hasToken("<minimax:tool_call>") },
       openers: { tools in
         [
@@ -120,6 +148,9 @@ public struct ToolCallFormat: Sendable {
       }),
     ToolCallFormat(
       "step3", "<｜tool_calls_begin｜> with <steptml:invoke name=\"NAME\"> and parameter elements: Step-3",
+      markup: (
+        "<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"", "\">\n"
+      ),
       detect: { $0.has("steptml:") },
       openers: { tools in
         [
@@ -130,6 +161,7 @@ public struct ToolCallFormat: Sendable {
     ToolCallFormat(
       "glm45", aliases: ["glm", "glm4_moe", "glm46", "glm47"],
       "<tool_call>NAME with <arg_key>K</arg_key> and <arg_value>V</arg_value>: GLM-4.5, 4.6, 4.7",
+      markup: ("<tool_call>", "\n"),
       detect: { $0.has("<arg_key>") },
       openers: { tools in
         [Opener("<tool_call>", .calls(CallMachine(MarkupCallMachine(.glm, tools, isInCall: true))))]
@@ -137,6 +169,7 @@ public struct ToolCallFormat: Sendable {
     ToolCallFormat(
       "qwen3_coder", aliases: ["qwen3_xml"],
       "<tool_call> with <function=NAME> and <parameter=K>V</parameter>: Qwen3-Coder, Qwen3.5",
+      markup: ("<tool_call>\n<function=", ">\n"),
       detect: { $0.has("<function=", "<parameter=") },
       openers: { tools in
         [
@@ -175,7 +208,7 @@ public struct ToolCallFormat: Sendable {
           + ["<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"].map { Opener($0, .ignored) }
       }),
     ToolCallFormat(
-      "minimax-m1", aliases: ["minimax_m1"],
+      "minimax-m1",
       "<tool_calls> with one {\"name\": …, \"arguments\": {…}} a line: MiniMax M1",
       frame: .json(begin: "<tool_calls>\n", end: "\n</tool_calls>", trigger: "<tool_calls>"),
       detect: { $0.has("<tool_calls>") },
@@ -216,6 +249,7 @@ public struct ToolCallFormat: Sendable {
     ToolCallFormat(
       "pythonic", aliases: ["llama4", "llama4_pythonic"],
       "[NAME(key=value), …]: Llama 4, Llama 3.2 with its pythonic prompt",
+      markup: ("[", "("),
       detect: { $0.has("func_name1(") || $0.has("<|header_start|>") || $0.has("tool_call.name + '('") },
       openers: { tools in
         tools.tools.map { tool in

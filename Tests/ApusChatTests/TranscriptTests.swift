@@ -240,7 +240,7 @@ private let pythonicTranscripts: [Transcript] = [
   Transcript("pythonic", "a[0] = [1, 2] [unknown(x=1)]", [.content("a[0] = [1, 2] [unknown(x=1)]")]),
   Transcript(
     "pythonic", "[search(query=unquoted), ping()]",
-    [.brokenCall("search", "{\"query\": "), .content("unquoted, ping()]")]),
+    [.brokenCall("search", "{\"query\": "), .content("unquoted), ping()]")]),
 ]
 
 private let harmonyTranscripts: [Transcript] = [
