@@ -36,6 +36,7 @@ let package = Package(
     .target(name: "ApusCore", swiftSettings: settings),
     .target(name: "ApusTokenization", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusGrammar", dependencies: ["ApusCore"], swiftSettings: settings),
+    .target(name: "ApusChat", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusScheduling", dependencies: ["ApusCore"], swiftSettings: settings),
     .target(name: "ApusTensors", dependencies: ["ApusCore", "CKernels", "CLinux"], swiftSettings: settings),
     .target(name: "ApusCommunication", dependencies: ["ApusCore", "ApusTensors"], swiftSettings: settings),
@@ -56,7 +57,7 @@ let package = Package(
     .target(
       name: "ApusServer",
       dependencies: [
-        "ApusCore",
+        "ApusCore", "ApusChat",
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HummingbirdTLS", package: "hummingbird"),
         .product(name: "Logging", package: "swift-log"),
@@ -83,7 +84,7 @@ let package = Package(
       name: "ApusCommandLine",
       dependencies: [
         "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusHub", "ApusTesting", "CLinux",
+        "ApusHub", "ApusTesting", "ApusChat", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -97,6 +98,8 @@ let package = Package(
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
     .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusTokenization"], swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),

@@ -4,13 +4,14 @@
     python3 -m venv .venv && .venv/bin/pip install openai
     .venv/bin/python Scripts/openai_client_check.py http://127.0.0.1:8000/v1 [--api-key KEY]
 
-Runs chat, streaming, completions, models and the mapping of errors to the client's exception types. Prints one line
+Runs chat, tool calls, reasoning, streaming, completions, models and the mapping of errors to the client's exception types. Prints one line
 per check and exits with 0 if all of them passed, else with 1. What needs a chat template is skipped where the model has
 none; the wrong key is tried only if --api-key is given.
 """
 
 import argparse
 import asyncio
+import json
 import sys
 import traceback
 
@@ -291,6 +292,107 @@ def a_wrong_key_is_unauthorized(s):
     raise Skip("no --api-key given")
   expect_error(
     openai.AuthenticationError, 401, lambda: s.make_client(s.key + "x").models.list(), code="invalid_api_key")
+
+
+WEATHER = {
+  "type": "function",
+  "function": {
+    "name": "get_weather", "description": "The weather in a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+  },
+}
+FORCED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def forced_call(s, **fields):
+  """A chat whose answer must be a call; skipped where the model's template shows no format of calls."""
+  try:
+    return s.chat(
+      messages=[{"role": "user", "content": "What is the weather in Oslo?"}], tools=[WEATHER], tool_choice=FORCED,
+      max_tokens=48, **fields)
+  except openai.BadRequestError as error:
+    if error.param == "tool_choice":
+      raise Skip("the chat template shows no format of tool calls") from error
+    raise
+
+
+def arguments_of(choice):
+  """The arguments of the call, which are whole JSON unless the answer broke off."""
+  message = choice.message
+  assert message.tool_calls, f"no tool call in {message}"
+  call = message.tool_calls[0]
+  assert call.type == "function" and call.id and call.function.name == "get_weather", call
+  if choice.finish_reason == "tool_calls":
+    assert isinstance(json.loads(call.function.arguments), dict), call
+  return call.function.arguments
+
+
+@check
+def forced_tool_call(s):
+  arguments_of(forced_call(s).choices[0])
+
+
+@check
+def streamed_tool_call_adds_up(s):
+  whole = forced_call(s).choices[0]
+  text = ""
+  names, ids, reason = [], [], None
+  for chunk in forced_call(s, stream=True):
+    choice = chunk.choices[0]
+    reason = choice.finish_reason or reason
+    for call in choice.delta.tool_calls or []:
+      if call.index != 0:
+        continue
+      if call.id:
+        ids.append(call.id)
+        names.append(call.function.name)
+        assert call.type == "function" and call.function.arguments == "", call
+      else:
+        text += call.function.arguments
+  assert names == ["get_weather"] and len(ids) == 1, (names, ids)
+  assert text == arguments_of(whole), (text, whole)
+  assert reason == whole.finish_reason, (reason, whole.finish_reason)
+
+
+@check
+def tool_results_are_taken(s):
+  call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+  answer = s.chat(
+    messages=[
+      {"role": "developer", "content": "Be brief."}, {"role": "user", "content": "What is the weather in Oslo?"},
+      {"role": "assistant", "content": None, "tool_calls": [call]},
+      {"role": "tool", "tool_call_id": "call_1", "content": "Snow, -3 degrees."},
+    ], tools=[WEATHER], parallel_tool_calls=False)
+  assert answer.choices[0].message.role == "assistant"
+
+
+@check
+def tool_choice_none_gives_text(s):
+  answer = s.chat(tools=[WEATHER], tool_choice="none").choices[0]
+  assert not answer.message.tool_calls and answer.finish_reason in ("stop", "length"), answer
+
+
+@check
+def bad_tools_are_bad_requests(s):
+  expect_error(openai.BadRequestError, 400, lambda: s.chat(tool_choice="required"), parameter="tool_choice")
+  expect_error(
+    openai.BadRequestError, 400, lambda: s.chat(tools=[{"type": "function", "function": {}}]),
+    parameter="tools[0].function.name")
+
+
+@check
+def reasoning_is_separated(s):
+  def texts(**fields):
+    message = s.chat(max_tokens=32, extra_body=fields).choices[0].message
+    return getattr(message, "reasoning_content", None) or "", message.content or ""
+
+  reasoning, content = texts()
+  _, joined = texts(separate_reasoning=False)
+  assert reasoning.strip() in joined and content.strip() in joined, (reasoning, content, joined)
+  streamed = ""
+  for chunk in s.chat(max_tokens=32, stream=True):
+    streamed += getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
+  assert streamed == reasoning, (streamed, reasoning)
 
 
 def main():

@@ -98,6 +98,10 @@ public struct ModelInformation: Sendable {
   public var samplingDefaults: SamplingDefaults
   /// Whether a chat template is at hand.
   public var hasChatTemplate: Bool
+  /// The text of the chat template that is used when tools are offered; empty if there is none.
+  public var chatTemplate: String
+  /// Texts of the vocabulary's special tokens, which decoding leaves out if asked to.
+  public var specialTokens: [String]
   /// When the service started, in seconds since 1970.
   public var created: Int
 
@@ -105,7 +109,7 @@ public struct ModelInformation: Sendable {
   public init(
     name: String, path: String, architecture: String, parameterCount: Int, contextLength: Int, vocabularySize: Int,
     dtype: String, kvDtype: String, eosTokenIDs: [TokenID], bosTokenID: TokenID?, samplingDefaults: SamplingDefaults,
-    hasChatTemplate: Bool, created: Int
+    hasChatTemplate: Bool, chatTemplate: String = "", specialTokens: [String] = [], created: Int
   ) {
     self.name = name
     self.path = path
@@ -119,6 +123,8 @@ public struct ModelInformation: Sendable {
     self.bosTokenID = bosTokenID
     self.samplingDefaults = samplingDefaults
     self.hasChatTemplate = hasChatTemplate
+    self.chatTemplate = chatTemplate
+    self.specialTokens = specialTokens
     self.created = created
   }
 }

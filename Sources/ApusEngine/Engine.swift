@@ -47,7 +47,9 @@ public final class Engine: GenerationService {
       parameterCount: description.parameterCount, contextLength: description.contextLength,
       vocabularySize: description.vocabularySize, dtype: description.dtype, kvDtype: description.kvDtype,
       eosTokenIDs: eos, bosTokenID: tokenizer.bosID ?? description.bosTokenID,
-      samplingDefaults: description.samplingDefaults, hasChatTemplate: !templates.isEmpty, created: created)
+      samplingDefaults: description.samplingDefaults, hasChatTemplate: !templates.isEmpty,
+      chatTemplate: (try? templates.template(hasTools: true).source) ?? "",
+      specialTokens: tokenizer.specialTokenTexts, created: created)
     report = Engine.describe(description, configuration: configuration, name: model.name)
     // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
     // two steps.

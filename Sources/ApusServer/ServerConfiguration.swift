@@ -1,3 +1,4 @@
+import ApusChat
 public import ApusCore
 
 /// How a server listens, whom it lets in and what it refuses.
@@ -33,6 +34,10 @@ public struct ServerConfiguration: Sendable {
   public var probeTimeout = 20.0
   /// Whether `/generate` streams only what is new instead of the whole text so far.
   public var incrementalStreaming = false
+  /// How the model writes tool calls: the name of a `ToolCallFormat`, `auto` (what its chat template shows) or `none`.
+  public var toolCallParser = "auto"
+  /// How the model marks its chain of thought: the name of a `ReasoningFormat`, `auto` or `none`.
+  public var reasoningParser = "auto"
   /// Whether each request is logged when its response has ended.
   public var accessLog = true
   /// Whether `run()` traps SIGTERM and SIGINT: the first drains the server, the second ends the process at once.
@@ -59,6 +64,18 @@ public struct ServerConfiguration: Sendable {
     }
     if let apiKey, apiKey.isEmpty { throw refuse("apiKey", "must not be empty") }
     if let adminKey, adminKey.isEmpty { throw refuse("adminKey", "must not be empty") }
+    if !["auto", "none"].contains(toolCallParser), ToolCallFormat.named(toolCallParser) == nil {
+      throw refuse(
+        "toolCallParser",
+        "must be auto, none or one of \(ToolCallFormat.all.map(\.name).joined(separator: ", ")), got "
+          + toolCallParser.debugDescription)
+    }
+    if !["auto", "none"].contains(reasoningParser), ReasoningFormat.named(reasoningParser) == nil {
+      throw refuse(
+        "reasoningParser",
+        "must be auto, none or one of \(ReasoningFormat.all.map(\.name).joined(separator: ", ")), got "
+          + reasoningParser.debugDescription)
+    }
     if maxBodyBytes < 1 { throw refuse("maxBodyBytes", "must be at least 1, got \(maxBodyBytes)") }
     if maxConnections < 1 { throw refuse("maxConnections", "must be at least 1, got \(maxConnections)") }
     if maxGenerationsPerRequest < 1 {

@@ -64,6 +64,11 @@ public final class Tokenizer: Sendable {
   /// Whether a token is a control token, which `decode` leaves out on request.
   public func isSpecial(_ id: TokenID) -> Bool { vocabulary.entry(id)?.isSpecial ?? false }
 
+  /// The texts of the control tokens, in the order of their ids.
+  public var specialTokenTexts: [String] {
+    contentsOfAdded.filter { isSpecial($0.key) }.sorted { $0.key < $1.key }.map(\.value)
+  }
+
   /// The id of a token by its text as the vocabulary spells it (`Ġthe`, `▁the`, `<|im_end|>`).
   public func id(of text: String) -> TokenID? {
     idsOfAdded[text] ?? model.id(of: Array(text.utf8))

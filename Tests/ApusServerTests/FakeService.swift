@@ -25,6 +25,10 @@ final class FakeService: GenerationService {
     var repeats = 1
     /// Whether an answer goes on until its limit.
     var isEndless = false
+    /// The answer, one token each.
+    var words = FakeService.words
+    /// What the chat template writes at a prompt's end.
+    var promptEnd = "<assistant>"
   }
 
   private struct State {
@@ -41,14 +45,16 @@ final class FakeService: GenerationService {
   let model: ModelInformation
   private let state: Mutex<State>
 
-  init(_ behaviour: Behaviour = Behaviour(), defaults: SamplingDefaults = SamplingDefaults(), contextLength: Int = 4096)
-  {
+  init(
+    _ behaviour: Behaviour = Behaviour(), defaults: SamplingDefaults = SamplingDefaults(), contextLength: Int = 4096,
+    chatTemplate: String = "", specialTokens: [String] = []
+  ) {
     state = Mutex(State(behaviour: behaviour))
     model = ModelInformation(
       name: "fake/model", path: "/models/fake", architecture: "FakeForCausalLM", parameterCount: 42,
       contextLength: contextLength, vocabularySize: 512, dtype: "bfloat16", kvDtype: "bfloat16",
       eosTokenIDs: [Self.eos], bosTokenID: Self.bos, samplingDefaults: defaults, hasChatTemplate: true,
-      created: 1_700_000_000)
+      chatTemplate: chatTemplate, specialTokens: specialTokens, created: 1_700_000_000)
   }
 
   /// The requests submitted so far.
@@ -154,7 +160,7 @@ final class FakeService: GenerationService {
     }
     if let tools = prompt.tools { text += "<tools>\(tools.compactText)" }
     for (name, value) in prompt.variables.sorted(by: { $0.key < $1.key }) { text += "<\(name)=\(value.compactText)>" }
-    return prompt.addGenerationPrompt ? text + "<assistant>" : text
+    return prompt.addGenerationPrompt ? text + state.withLock { $0.behaviour.promptEnd } : text
   }
 
   func statistics() -> ServiceStatistics {
@@ -238,7 +244,7 @@ private final class FakeSource: GenerationSource {
     self.prompt = prompt
     self.limit = limit
     self.behaviour = behaviour
-    let answer = FakeService.answer
+    let answer = behaviour.words.joined()
     stop = request.sampling.stop.compactMap { text in
       answer.firstRange(of: text).map { (text, answer.distance(from: answer.startIndex, to: $0.lowerBound)) }
     }.min { $0.1 + $0.0.count < $1.1 + $1.0.count }
@@ -317,8 +323,8 @@ private final class FakeSource: GenerationSource {
       chunk.finishReason = .length
       return chunk
     }
-    let isEnd = !behaviour.isEndless && index == FakeService.words.count
-    let token = isEnd ? FakeService.eos : FakeService.firstWord + TokenID(index % FakeService.words.count)
+    let isEnd = !behaviour.isEndless && index == behaviour.words.count
+    let token = isEnd ? FakeService.eos : FakeService.firstWord + TokenID(index % behaviour.words.count)
     state.usage.completionTokens += 1
     chunk.usage = state.usage
     chunk.tokens = [token]
@@ -326,7 +332,7 @@ private final class FakeSource: GenerationSource {
     if isEnd {
       chunk.finishReason = .stop(.token(FakeService.eos))
     } else {
-      chunk.text = String(repeating: FakeService.words[Int(token - FakeService.firstWord)], count: behaviour.repeats)
+      chunk.text = String(repeating: behaviour.words[Int(token - FakeService.firstWord)], count: behaviour.repeats)
       let start = state.length
       state.length += chunk.text.count
       if let stop, state.length > stop.start {

@@ -160,7 +160,7 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
         ["role": "system", "content": [["type": "text", "text": "Be"], ["type": "text", "text": "brief"]]],
         ["role": "user", "content": nil], ["role": "assistant", "content": "I think"],
       ], "continue_final_message": true, "chat_template_kwargs": ["thinking": false],
-      "reasoning_effort": "low", "tools": [["type": "function"]],
+      "reasoning_effort": "low", "tools": [["type": "function", "function": ["name": "f"]]],
     ]
     var withoutTools = body.objectValue!
     withoutTools["tool_choice"] = "none"
@@ -177,7 +177,7 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
     }
     let start = "<system>Be brief<user><assistant>I think"
     let end = "<reasoning_effort=\"low\"><thinking=false>"
-    #expect(texts == ["\(start)<tools>[{\"type\":\"function\"}]\(end)", start + end])
+    #expect(texts == ["\(start)<tools>[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]\(end)", start + end])
   }
 
   @Test func takesTokenIDsInsteadOfMessages() async throws {
@@ -247,7 +247,7 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
       ),
       (
         "tool_choice", "required",
-        "tool_choice can be \"auto\" or \"none\": forcing a call needs constrained decoding, which is not available yet."
+        "tool_choice is only allowed when tools are given."
       ),
       ("regex", "a", "regex: constrained decoding is not available yet; leave the field out."),
       ("rid", "a b", "rid must have 1 to 256 bytes without spaces and control characters."),

@@ -1,3 +1,4 @@
+import ApusChat
 import ApusCore
 import ApusServer
 import ArgumentParser
@@ -80,6 +81,20 @@ struct ServerOptions: ParsableArguments {
   var incrementalStreamingOutput = false
 
   @Option(
+    help: ArgumentHelp(
+      "How the model writes tool calls: auto (what the chat template shows), none, or one of "
+        + ToolCallFormat.all.map(\.name).joined(separator: ", ") + ".", valueName: "name"),
+    completion: .list(["auto", "none"] + ToolCallFormat.all.map(\.name)))
+  var toolCallParser = "auto"
+
+  @Option(
+    help: ArgumentHelp(
+      "How the model marks its chain of thought: auto (what the chat template shows), none, or one of "
+        + ReasoningFormat.all.map(\.name).joined(separator: ", ") + ".", valueName: "name"),
+    completion: .list(["auto", "none"] + ReasoningFormat.all.map(\.name)))
+  var reasoningParser = "auto"
+
+  @Option(
     help: ArgumentHelp("A stopping server lets running requests finish for this long.", valueName: "seconds"))
   var drainTimeout = 300.0
 
@@ -93,6 +108,16 @@ struct ServerOptions: ParsableArguments {
     }
     if !(drainTimeout > 0 && drainTimeout <= 1e6) {
       throw ValidationError("--drain-timeout must be a number of seconds above 0, got \(drainTimeout).")
+    }
+    if !["auto", "none"].contains(toolCallParser), ToolCallFormat.named(toolCallParser) == nil {
+      throw ValidationError(
+        "--tool-call-parser has no format '\(toolCallParser)'; there are auto, none, "
+          + ToolCallFormat.all.map(\.name).joined(separator: ", ") + ".")
+    }
+    if !["auto", "none"].contains(reasoningParser), ReasoningFormat.named(reasoningParser) == nil {
+      throw ValidationError(
+        "--reasoning-parser has no format '\(reasoningParser)'; there are auto, none, "
+          + ReasoningFormat.all.map(\.name).joined(separator: ", ") + ".")
     }
     if maxBodySize < 1 { throw ValidationError("--max-body-size must be at least 1, got \(maxBodySize).") }
     if apiKey?.isEmpty == true { throw ValidationError("--api-key is empty; leave it out to serve without a key.") }
@@ -113,6 +138,8 @@ private func runServer(_ service: any GenerationService, options: ServerOptions)
   configuration.maxBodyBytes = options.maxBodySize << 20
   configuration.drainTimeout = options.drainTimeout
   configuration.incrementalStreaming = options.incrementalStreamingOutput
+  configuration.toolCallParser = options.toolCallParser
+  configuration.reasoningParser = options.reasoningParser
   configuration.accessLog = options.logRequests
   configuration.version = ApusProgram.version
   var logger = Logger(label: "apus") { StreamLogHandler.standardError(label: $0) }

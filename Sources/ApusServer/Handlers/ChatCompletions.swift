@@ -1,3 +1,4 @@
+import ApusChat
 import ApusCore
 import Hummingbird
 
@@ -8,16 +9,9 @@ extension ServerState {
     let common = body.common
     try check(model: common.model)
     let count = try common.sampling.sampleCount(limit: 128)
-    let parameters = try common.sampling.parameters(
+    var parameters = try common.sampling.parameters(
       for: service.model, defaultMaxTokens: service.model.samplingDefaults.maxNewTokens)
-    let tokens: [TokenID]
-    if let inputIDs = body.inputIDs {
-      try check(tokens: inputIDs, "input_ids")
-      tokens = inputIDs
-    } else {
-      // The template writes the special tokens itself, so the tokenizer must not add them again.
-      tokens = try service.encode(try service.renderChat(try body.prompt()), addSpecialTokens: false)
-    }
+    let (tokens, reader) = try prompt(of: body, &parameters)
     let id = common.rid ?? "chatcmpl-" + RequestID.unique().rawValue
     let logprobs = body.logprobs ? LogprobOptions(topCount: body.topLogprobs ?? 0) : nil
     let requests = (0..<count).map { index in
@@ -36,7 +30,7 @@ extension ServerState {
       systemFingerprint: systemFingerprint)
     if common.stream {
       head.object = "chat.completion.chunk"
-      return streamChat(group, head, common.streamOptions ?? StreamOptions(), withLogprobs: body.logprobs)
+      return streamChat(group, head, reader, common.streamOptions ?? StreamOptions(), withLogprobs: body.logprobs)
     }
     let results = try await group.results()
     var usage = UsageTotal(count: count, samplesPerPrompt: count)
@@ -47,16 +41,13 @@ extension ServerState {
         for (index, result) in results.enumerated() {
           usage.update(index, result.usage)
           writer.object { writer in
+            let answer = ChatAnswer(result, reader)
             writer.member("index", index)
             writer.key("message")
-            writer.object { writer in
-              writer.member("role", "assistant")
-              writer.member("content", result.text)
-              writer.member("refusal", .null)
-            }
+            writer.object(answer.write)
             writer.key("logprobs")
             if body.logprobs { writeChatLogprobs(result.logprobs, to: &writer) } else { writer.null() }
-            writer.member("finish_reason", result.finishReason.openAIName)
+            writer.member("finish_reason", result.finishReason.openAIName(hasCalls: !answer.calls.isEmpty))
             writer.member("matched_stop", result.finishReason.matched)
           }
         }
@@ -66,16 +57,63 @@ extension ServerState {
     }
   }
 
-  /// Streams chat chunks: per choice one with the role, one per piece of text, one with the reason of the end; then the
-  /// usage, if asked for.
+  /// The prompt's tokens, and how its answers are read.
+  private func prompt(
+    of body: ChatCompletionRequest, _ parameters: inout SamplingParameters
+  ) throws(EngineError) -> ([TokenID], AnswerReader) {
+    let reading = body.reading
+    var tokens: [TokenID] = []
+    var text = ""
+    if let inputIDs = body.inputIDs {
+      try check(tokens: inputIDs, "input_ids")
+      tokens = inputIDs
+      text = try service.decode(inputIDs.suffix(32), skipSpecialTokens: false)
+    } else {
+      text = try service.renderChat(try body.prompt(keepsDeveloperRole: formats.knowsDeveloperRole))
+    }
+    var isOpen = formats.reasoning?.isOpen(atEndOf: text, isContinued: body.continueFinalMessage)
+    var beginning = ""
+    var added = ""
+    if reading.choice == .required || reading.choice.name != nil {
+      guard let calls = formats.calls else {
+        throw EngineError(
+          .unsupported,
+          "tool_choice cannot force a call: the chat template shows no format of tool calls, and --tool-call-parser "
+            + "names none.", parameter: "tool_choice")
+      }
+      // The prompt begins the call, so that one must follow.
+      beginning = calls.callBeginning(of: reading.choice.name)
+      if let reasoning = formats.reasoning, isOpen ?? reasoning.beginsOpen { added = reasoning.closing }
+      added += beginning
+      isOpen = false
+    }
+    if body.inputIDs == nil {
+      // The template writes the special tokens itself, so the tokenizer must not add them again.
+      tokens = try service.encode(text + added, addSpecialTokens: false)
+    } else if !added.isEmpty {
+      tokens += try service.encode(added, addSpecialTokens: false)
+    }
+    let reader = AnswerReader(formats, reading, beginsInReasoning: isOpen, beginning: beginning)
+    if !reader.isPlain {
+      let readsCalls = !reading.tools.isEmpty && reading.choice != .none
+      if formats.reasoningNeedsSpecialTokens || (readsCalls && formats.callsNeedSpecialTokens) {
+        parameters.skipSpecialTokens = false
+      }
+    }
+    return (tokens, reader)
+  }
+
+  /// Streams chat chunks: per choice one with the role, one per piece of reasoning, text or tool call, one with the reason
+  /// of the end; then the usage, if asked for.
   private func streamChat(
-    _ group: GenerationGroup, _ head: ResponseHead, _ options: StreamOptions, withLogprobs: Bool
+    _ group: GenerationGroup, _ head: ResponseHead, _ reader: AnswerReader, _ options: StreamOptions,
+    withLogprobs: Bool
   ) -> Response {
     let count = group.streams.count
     /// Writes one chunk; `delta` writes the members of its delta.
     @Sendable func chunk(
-      _ index: Int, logprobs: [PositionLogprobs] = [], reason: FinishReason? = nil, usage: UsageTotal?,
-      to writer: inout JSONWriter, delta: (inout JSONWriter) -> Void
+      _ index: Int, logprobs: [PositionLogprobs] = [], reason: FinishReason? = nil, hasCalls: Bool = false,
+      usage: UsageTotal?, to writer: inout JSONWriter, delta: (inout JSONWriter) -> Void
     ) {
       writer.object { writer in
         head.write(to: &writer)
@@ -87,7 +125,7 @@ extension ServerState {
             writer.object(delta)
             writer.key("logprobs")
             if logprobs.isEmpty { writer.null() } else { writeChatLogprobs(logprobs, to: &writer) }
-            writer.member("finish_reason", reason.map { .string($0.openAIName) } ?? .null)
+            writer.member("finish_reason", reason.map { .string($0.openAIName(hasCalls: hasCalls)) } ?? .null)
             if let reason { writer.member("matched_stop", reason.matched) }
           }
         }
@@ -102,6 +140,9 @@ extension ServerState {
     return .events { [self] events in
       var usage = UsageTotal(count: count, samplesPerPrompt: count)
       var hasRole = [Bool](repeating: false, count: count)
+      var readers = [AnswerReader](repeating: reader, count: count)
+      // Log-probabilities of tokens whose text is held back go with the next piece.
+      var logprobs = [[PositionLogprobs]](repeating: [], count: count)
       try await group.forEachChunk { index, piece in
         usage.update(index, piece.usage)
         if !hasRole[index] {
@@ -113,18 +154,32 @@ extension ServerState {
           }
           events.append(json)
         }
+        var deltas = readers[index].read(piece.text, isLast: piece.finishReason != nil)
         if withLogprobs || options.continuousUsage {
-          if !piece.text.isEmpty || !piece.logprobs.isEmpty {
+          logprobs[index] += piece.logprobs
+          if deltas.isEmpty, !logprobs[index].isEmpty, readers[index].isPlain || piece.finishReason != nil {
+            deltas = [.content("")]
+          }
+          for delta in deltas {
             var json = JSONWriter(capacity: 512 + piece.text.utf8.count)
-            chunk(index, logprobs: piece.logprobs, usage: usage, to: &json) { $0.member("content", piece.text) }
+            chunk(index, logprobs: logprobs[index], usage: usage, to: &json, delta: delta.write)
+            logprobs[index] = []
             events.append(json)
           }
-        } else if !piece.text.isEmpty {
-          events.append(templates[index], piece.text)
+        } else {
+          for delta in deltas {
+            if case .content(let text) = delta {
+              events.append(templates[index], text)
+            } else {
+              var json = JSONWriter()
+              chunk(index, usage: nil, to: &json, delta: delta.write)
+              events.append(json)
+            }
+          }
         }
         if let reason = piece.finishReason {
           var json = JSONWriter()
-          chunk(index, reason: reason, usage: usage, to: &json) { _ in }
+          chunk(index, reason: reason, hasCalls: readers[index].hasCalls, usage: usage, to: &json) { _ in }
           events.append(json)
         }
         try await events.flush()
@@ -152,4 +207,9 @@ extension ServerState {
     writer.key("usage")
     usage.write(to: &writer)
   }
+}
+
+extension ToolChoice {
+  /// The tool that must be called.
+  var name: String? { if case .named(let name) = self { name } else { nil } }
 }

@@ -1,3 +1,4 @@
+import ApusChat
 import ApusCore
 import Glibc
 import Hummingbird
@@ -151,6 +152,8 @@ extension ServerState {
       writer.member("kv_cache_dtype", model.kvDtype)
       writer.member("host", configuration.host)
       writer.member("port", configuration.port)
+      writer.member("tool_call_parser", formats.calls.map { .string($0.name) } ?? .null)
+      writer.member("reasoning_parser", formats.reasoning.map { .string($0.name) } ?? .null)
       writer.member("tls", configuration.certificateFile != nil)
       writer.member("api_key_required", configuration.apiKey != nil)
       writer.member("max_body_bytes", configuration.maxBodyBytes)

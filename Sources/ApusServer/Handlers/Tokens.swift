@@ -33,7 +33,11 @@ extension ServerState {
     } else if let messages {
       var chat = ChatCompletionRequest(messages: messages)
       chat.addGenerationPrompt = addGenerationPrompt
-      lists = [try service.encode(try service.renderChat(try chat.prompt()), addSpecialTokens: false)]
+      lists = [
+        try service.encode(
+          try service.renderChat(try chat.prompt(keepsDeveloperRole: formats.knowsDeveloperRole)),
+          addSpecialTokens: false)
+      ]
     } else {
       throw EngineError(.invalidRequest, "prompt is required: a string or an array of strings.", parameter: "prompt")
     }

@@ -28,6 +28,8 @@ final class ServerState: Sendable {
   let active = ActiveGenerations()
   let monitors = ConnectionMonitors()
   let started = ContinuousClock.now
+  /// How the model's answers are read.
+  let formats: ChatFormats
   /// Constant for everything that can change what a seed gives.
   let systemFingerprint: String
   private let draining = Atomic<Bool>(false)
@@ -39,6 +41,7 @@ final class ServerState: Sendable {
     self.logger = logger
     self.configuration = configuration
     let model = service.model
+    formats = ChatFormats(configuration, model)
     metrics = ServerMetrics(modelName: model.name, registry: registry)
     // FNV-1a over what decides the outputs: a client that sees the same fingerprint can expect the same tokens.
     var hash: UInt64 = 0xCBF2_9CE4_8422_2325

@@ -1,3 +1,4 @@
+import ApusChat
 import ApusCore
 import NIOCore
 
@@ -85,6 +86,8 @@ struct ChatCompletionRequest {
   var messages: JSONValue?
   var tools: JSONValue?
   var toolChoice: JSONValue?
+  /// The tools and what is asked of calls and reasoning; whole once the body is checked.
+  var reading = ChatReading()
   var inputIDs: [TokenID]?
   var logprobs = false
   var topLogprobs: Int?
@@ -104,6 +107,9 @@ struct ChatCompletionRequest {
         }
       case "tools":
         if try fields.expect([.array], "an array of tools", &reader, key) { request.tools = try reader.readValue() }
+      case "parallel_tool_calls": request.reading.allowsParallelCalls = try fields.bool(&reader, key) ?? true
+      case "separate_reasoning": request.reading.separatesReasoning = try fields.bool(&reader, key) ?? true
+      case "stream_reasoning": request.reading.streamsReasoning = try fields.bool(&reader, key) ?? true
       case "tool_choice": request.toolChoice = try fields.value(&reader, key)
       case "input_ids": request.inputIDs = try fields.tokens(&reader, key)
       case "logprobs": request.logprobs = try fields.bool(&reader, key) ?? false
@@ -137,7 +143,7 @@ struct ChatCompletionRequest {
 
   private init() {}
 
-  private func validate() throws(EngineError) {
+  private mutating func validate() throws(EngineError) {
     try common.validate()
     if let topLogprobs {
       if !(0...20).contains(topLogprobs) {
@@ -148,23 +154,64 @@ struct ChatCompletionRequest {
         throw EngineError(.invalidRequest, "top_logprobs needs logprobs to be true.", parameter: "top_logprobs")
       }
     }
-    switch toolChoice {
-    case nil, .string("auto"), .string("none"): break
-    case .string("required"), .object:
-      throw EngineError(
-        .unsupported,
-        "tool_choice can be \"auto\" or \"none\": forcing a call needs constrained decoding, which is not available yet.",
-        parameter: "tool_choice")
-    default:
-      throw EngineError(
-        .invalidRequest, "tool_choice must be \"auto\", \"none\", \"required\" or an object.", parameter: "tool_choice")
+    reading.tools = try Self.definitions(tools)
+    reading.choice = try Self.choice(toolChoice, reading.tools)
+  }
+
+  /// The tools, each of which must be a function with a name.
+  private static func definitions(_ tools: JSONValue?) throws(EngineError) -> ToolDefinitions {
+    func refuse(_ path: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
+      EngineError(code, "\(path): \(sentence).", parameter: path)
     }
+    var seen: Set<String> = []
+    for (index, tool) in (tools?.arrayValue ?? []).enumerated() {
+      let path = "tools[\(index)]"
+      guard tool.objectValue != nil else { throw refuse(path, "expected an object, got \(tool.kindName)") }
+      if let type = tool["type"], type != "function" {
+        throw refuse(path + ".type", "only tools of type \"function\" are available", .unsupported)
+      }
+      guard let function = tool["function"], function.objectValue != nil else {
+        throw refuse(path + ".function", "is required: an object with a name")
+      }
+      guard let name = function["name"]?.stringValue, !name.isEmpty, name.utf8.count <= 256 else {
+        throw refuse(path + ".function.name", "is required: a string of 1 to 256 bytes")
+      }
+      if !seen.insert(name).inserted {
+        throw refuse(path + ".function.name", "\(name.debugDescription) is given twice")
+      }
+      if let parameters = function["parameters"], !parameters.isNull, parameters.objectValue == nil {
+        throw refuse(path + ".function.parameters", "expected a JSON Schema object, got \(parameters.kindName)")
+      }
+    }
+    return ToolDefinitions(json: tools)
+  }
+
+  private static func choice(_ choice: JSONValue?, _ tools: ToolDefinitions) throws(EngineError) -> ToolChoice {
+    func refuse(_ sentence: String) -> EngineError {
+      EngineError(.invalidRequest, "tool_choice \(sentence).", parameter: "tool_choice")
+    }
+    let found: ToolChoice
+    switch choice {
+    case nil, .string("auto"): return .auto
+    case .string("none"): return .none
+    case .string("required"): found = .required
+    case .object(let object):
+      guard object["type"] == "function", let name = (object["function"]?["name"] ?? object["name"])?.stringValue else {
+        throw refuse("must name a function, as in {\"type\": \"function\", \"function\": {\"name\": \"f\"}}")
+      }
+      if tools[name] == nil { throw refuse("names \(name.debugDescription), which is not among the tools") }
+      found = .named(name)
+    default: throw refuse("must be \"auto\", \"none\", \"required\" or an object")
+    }
+    if tools.isEmpty { throw refuse("is only allowed when tools are given") }
+    return found
   }
 
   /// The conversation for the chat template.
   ///
+  /// - Parameter keepsDeveloperRole: whether the template knows the role `developer`, which is `system` to others.
   /// - Throws: `invalidRequest` or `unsupported`, naming the message at fault.
-  func prompt() throws(EngineError) -> ChatPrompt {
+  func prompt(keepsDeveloperRole: Bool) throws(EngineError) -> ChatPrompt {
     guard let messages = messages?.arrayValue else {
       throw EngineError(.invalidRequest, "messages is required: an array of messages.", parameter: "messages")
     }
@@ -173,16 +220,30 @@ struct ChatCompletionRequest {
     }
     var normalized: [JSONValue] = []
     normalized.reserveCapacity(messages.count)
-    for (index, message) in messages.enumerated() { normalized.append(try chatMessage(message, index)) }
+    for (index, message) in messages.enumerated() {
+      var message = try chatMessage(message, index)
+      if !keepsDeveloperRole, message["role"] == "developer", case .object(var object) = message {
+        object["role"] = "system"
+        message = .object(object)
+      }
+      normalized.append(message)
+    }
     if continueFinalMessage, normalized.last?["role"] != .string("assistant") {
       throw EngineError(
         .invalidRequest, "continue_final_message needs the last message to have the role assistant.",
         parameter: "continue_final_message")
     }
     var variables: [String: JSONValue] = [:]
-    if let reasoningEffort { variables["reasoning_effort"] = reasoningEffort }
+    if let reasoningEffort {
+      variables["reasoning_effort"] = reasoningEffort
+      if reasoningEffort == "none" {
+        // Templates of models that can do without thinking read one of these.
+        variables["enable_thinking"] = false
+        variables["thinking"] = false
+      }
+    }
     for (name, value) in templateVariables { variables[name] = value }
-    let offersTools = toolChoice != .string("none") && tools?.arrayValue?.isEmpty == false
+    let offersTools = reading.choice != .none && !reading.tools.isEmpty
     // add_generation_prompt is true by default, so a client that continues a message need not turn it off.
     return ChatPrompt(
       messages: .array(normalized), tools: offersTools ? tools : nil,

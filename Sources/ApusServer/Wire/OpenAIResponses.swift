@@ -10,6 +10,11 @@ extension FinishReason {
     }
   }
 
+  /// `finish_reason` of a chat choice: an answer with tool calls that ended by itself ended for their sake.
+  func openAIName(hasCalls: Bool) -> String {
+    if hasCalls, case .stop = self { "tool_calls" } else { openAIName }
+  }
+
   /// What a stop condition matched: a token's id, a text, or nothing.
   var matched: JSONValue {
     switch self {
