@@ -174,7 +174,8 @@ public enum ModelLoader {
     let description = ModelDescription(
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
       layerCount: configuration.layerCount, contextLength: model.contextLength,
-      vocabularySize: configuration.vocabularySize, dtype: options.quantizeToInt8 ? "int8" : model.dtype.name,
+      vocabularySize: configuration.vocabularySize,
+      dtype: model.weightFormat == .int8PerChannel ? "int8" : model.dtype.name,
       weightBytes: model.weightBytes, kvDtype: kvDType.name, kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
       kvBytesPerToken: bytesPerPage / kvPageSize, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests,

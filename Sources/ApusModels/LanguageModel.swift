@@ -91,7 +91,7 @@ public final class LanguageModel: Sendable {
     self.configuration = configuration
     self.contextLength = context
     self.dtype = loader.dtype
-    self.weightFormat = options.quantizeToInt8 ? .int8PerChannel : .dense(loader.dtype)
+    self.weightFormat = options.quantizeToInt8 || loader.hasStoredInt8 ? .int8PerChannel : .dense(loader.dtype)
     self.weightBytes = loader.packedBytes
     self.backend = backend
     self.rotary = rotary

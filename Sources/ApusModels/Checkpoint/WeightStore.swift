@@ -18,6 +18,14 @@ public protocol WeightStore: Sendable {
   /// A weight's numbers. A vector of n numbers is asked for with shape [n] and described as one row.
   /// - Throws: `invalidCheckpoint` naming the file, the weight, and what was expected and found.
   func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource
+  /// The integers and scales of a matrix that is stored as int8 with a scale for each output, to be multiplied with inputs
+  /// rounded to int8 per token: the engine's own int8 format. `nil` for a weight that is stored otherwise.
+  /// - Throws: as `load`.
+  func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource?
+}
+
+extension WeightStore {
+  public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that

@@ -8,9 +8,9 @@ public import ApusTensors
 /// not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
 ///
 /// No kernel computes with 4-bit weights yet: they are packed as bfloat16 unless a caller asks for another format, and so
-/// take as much memory as those of the unquantised model. Integers with a scale for each output go the same way:
-/// `WeightFormat.int8PerChannel` computes scales of its own from the largest number of each output, which need not be the
-/// checkpoint's.
+/// take as much memory as those of the unquantised model. W8A8 of compressed-tensors, symmetric int8 with a scale for each
+/// output and inputs rounded per token, is the engine's own int8 format: its integers and scales are taken as they are
+/// (`loadInt8`). Other integers go through float32, since `WeightFormat.int8PerChannel` would compute scales of its own.
 ///
 /// The formulas, all in float32 with the operations in this order (n an output, k an input, g its group):
 /// - GPTQ: w[n, k] = (q[n, k] - z[g, n]) * s[g, n]; g is `g_idx[k]`, or k / group size. q and z are unsigned; z is the
@@ -30,8 +30,8 @@ public import ApusTensors
 public final class QuantizedCheckpoint: WeightStore {
   public let origin: String
   public let byteCount: Int
-  private let checkpoint: SafetensorsCheckpoint
-  private let quantization: QuantizationConfiguration
+  let checkpoint: SafetensorsCheckpoint
+  let quantization: QuantizationConfiguration
   private let helper: CPUBackend?
 
   /// Describes a quantised checkpoint.
@@ -115,9 +115,25 @@ public final class QuantizedCheckpoint: WeightStore {
       address: UnsafeRawPointer(memory.address), dtype: .float32, rows: outputs, columns: inputs, owner: memory)
   }
 
+  public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? {
+    guard shape.count == 2, let module = Self.module(of: name), checkpoint.dtype(of: name) == nil,
+      let group = quantization.group(for: module), group.roundsInputs,
+      case .integer8(.channel, isSymmetric: true, actOrder: false) = group.scheme
+    else { return nil }
+    let codes = try stored(name, types: ["I8"], shapes: [shape])
+    let scales = try stored(module + ".weight_scale", types: Self.scaleTypes, shapes: [[shape[0], 1], [shape[0]]])
+    let numbers = scales.floats()
+    let memory = try CPUBackend.hostMemory(byteCount: 4 * numbers.count)
+    let address = memory.address.assumingMemoryBound(to: Float.self)
+    address.update(from: numbers, count: numbers.count)
+    return WeightSource(
+      address: codes.address, dtype: .int8, rows: shape[0], columns: shape[1], scales: UnsafePointer(address),
+      owner: Int8Memory(file: codes.file, scales: memory))
+  }
+
   // MARK: Tensors
 
-  private static func module(of name: String) -> String? {
+  static func module(of name: String) -> String? {
     name.hasSuffix(".weight") ? String(name.dropLast(7)) : nil
   }
 
@@ -428,6 +444,16 @@ public final class QuantizedCheckpoint: WeightStore {
       ? Float(mantissa) * 0x1p-9
       : Float(sign: .plus, exponent: exponent - 7, significand: 1 + Float(mantissa) / 8)
     return byte >= 128 ? -magnitude : magnitude
+  }
+}
+
+/// Keeps the memory of a matrix of integers.
+private final class Int8Memory {
+  let file: SafetensorsFile
+  let scales: DeviceMemory
+  init(file: SafetensorsFile, scales: DeviceMemory) {
+    self.file = file
+    self.scales = scales
   }
 }
 
