@@ -80,7 +80,8 @@ struct ApusCommand: AsyncParsableCommand {
       """,
     version: ApusProgram.version,
     groupedSubcommands: [
-      CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self, Pull.self]),
+      CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self]),
+      CommandGroup(name: "Preparing models:", subcommands: [Pull.self, Convert.self]),
       CommandGroup(name: "Measuring:", subcommands: [Bench.self]),
       CommandGroup(name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self]),
       CommandGroup(name: "Looking around:", subcommands: [Doctor.self, Reference.self, Version.self]),

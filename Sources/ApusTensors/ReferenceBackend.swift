@@ -61,7 +61,12 @@ public final class ReferenceBackend: Backend {
       return Weight(outputs: outputs, inputs: inputs, format: format, values: values, scales: [])
     case .int8PerChannel:
       var scales: [Float] = []
+      let given = sources.flatMap { source in (0..<source.rows).map { source.scales?[$0] } }
       for output in 0..<outputs {
+        if let scale = given[output] {
+          scales.append(scale)
+          continue
+        }
         let range = output * inputs..<(output + 1) * inputs
         let (scale, integers) = quantize(Array(values[range]))
         scales.append(scale)
@@ -388,6 +393,7 @@ public final class ReferenceBackend: Backend {
       Float(bitPattern: UInt32(address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)) << 16)
     case .float16:
       Float(Float16(bitPattern: address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)))
+    case .int8: Float(address.loadUnaligned(fromByteOffset: index, as: Int8.self))
     default: address.loadUnaligned(fromByteOffset: 4 * index, as: Float.self)
     }
   }
