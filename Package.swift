@@ -71,8 +71,8 @@ let package = Package(
     .target(
       name: "ApusCommandLine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusTesting", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer", "ApusTensors",
+        "ApusModels", "ApusTesting", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),

@@ -420,6 +420,37 @@ public final class CPUBackend: Backend {
   /// (Salmon et al., 2011) over (position, seed), in steps of 2^-24.
   public static func uniform(seed: UInt64, position: UInt64) -> Float { apus_uniform(seed, position) }
 
+  /// Products that a machine's peak is measured with.
+  public enum Product: Sendable {
+    /// float32 fused multiply-add.
+    case float32
+    /// Pairs of bfloat16 numbers; where there are no instructions for them, as float32.
+    case bfloat16
+    /// int8: four at a time (VNNI), else as 16-bit pairs.
+    case int8
+    /// Codes of up to 6 bits times int8: as int8 with VNNI, else pairs summed in 16 bits.
+    case codes
+  }
+
+  /// Reads memory front to back on all threads: the ceiling of what streams weights or K/V.
+  /// - Returns: something that depends on what was read.
+  public func readMemory(_ memory: DeviceMemory) -> UInt64 {
+    locked { apus_read_memory($0, memory.address, memory.byteCount) }
+  }
+
+  /// Does independent products in registers on all threads: the ceiling of what computes.
+  /// - Returns: the arithmetic operations done, a product and a sum being two.
+  public func doProducts(_ product: Product, rounds: Int) -> Double {
+    let kind =
+      switch product {
+      case .float32: APUS_PRODUCT_FLOAT32
+      case .bfloat16: APUS_PRODUCT_BFLOAT16
+      case .int8: APUS_PRODUCT_INT8
+      case .codes: APUS_PRODUCT_CODES
+      }
+    return locked { apus_do_products($0, kind, Int64(rounds)) }
+  }
+
   /// Runs `body` once for each chunk on the backend's threads and returns when all have finished. Which thread runs
   /// which chunk is not determined. For work around the operators, such as preparing inputs; `body` may not call
   /// the backend.
