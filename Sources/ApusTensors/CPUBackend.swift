@@ -18,6 +18,8 @@ public final class CPUBackend: Backend {
   public let threads: Int
   /// The instructions in use.
   public let instructionSet: InstructionSet
+  /// Whether attention reads pages that sequences of a batch share once for all of them. The bits are the same.
+  public let sharesPrefixes: Bool
 
   /// Starts a backend.
   ///
@@ -26,12 +28,15 @@ public final class CPUBackend: Backend {
   ///     process may
   ///     use. Where there are cores enough, workers are pinned to the cores after the first; the caller is left
   ///     alone.
+  ///   - sharesPrefixes: See there; off selects the plain form, for comparisons.
   ///   - isa: Instructions to use; by default what the environment variable `APUS_ISA` names, or the best there
   ///     are.
   /// - Throws: `invalidRequest` for a number of threads outside 1...1024 or an unknown `APUS_ISA`, `unsupported`
   ///   for a level
   ///   that this machine cannot run, `outOfMemory` when threads cannot be started.
-  public init(threads: Int? = nil, isa: InstructionSet? = nil) throws(EngineError) {
+  public init(
+    threads: Int? = nil, isa: InstructionSet? = nil, sharesPrefixes: Bool = true
+  ) throws(EngineError) {
     let level = if let isa { try isa.checked() } else { try InstructionSet.chosen() }
     let count = threads ?? Int(apus_usable_core_count())
     guard (1...1024).contains(count) else {
@@ -47,6 +52,7 @@ public final class CPUBackend: Backend {
     context = created
     self.threads = count
     instructionSet = level
+    self.sharesPrefixes = sharesPrefixes
   }
 
   deinit { apus_context_free(context) }
@@ -325,7 +331,7 @@ public final class CPUBackend: Backend {
       sequences: Int32(batch.sequenceCount), row_start: batch.rowStart, start: batch.start,
       page_offset: batch.pageOffset, pages: batch.pages, query_heads: Int32(shape.queryHeads), scale: shape.scale,
       window: Int32(shape.slidingWindow), soft_cap: shape.softCap,
-      sinks: shape.sinks.map { UnsafePointer($0.float32) })
+      sinks: shape.sinks.map { UnsafePointer($0.float32) }, is_plain: sharesPrefixes ? 0 : 1)
     locked {
       apus_attention(
         $0, layer.pages, q.float32, Int64(q.stride), out.float32, Int64(out.stride), &arguments)

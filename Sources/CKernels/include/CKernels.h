@@ -297,6 +297,8 @@ typedef struct {
   /// [query_heads]: a logit for each query head that competes with the positions and has no value, so that a head may
   /// attend to nothing; NULL for none.
   const float *sinks;
+  /// Not 0: pages that sequences share are read once for each of them, the plain form. The bits are the same.
+  int32_t is_plain;
 } apus_attention_arguments;
 
 /// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position
