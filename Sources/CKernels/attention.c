@@ -99,9 +99,9 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   m->field = base ? (void *)(base + used) : NULL;                                   \
   used += (size_t)apus_round_up((int64_t)(count) * 4, 64)
   m->rows = rows;
-  m->q_stride = odd_lines(kv->compute == APUS_FLOAT16 ? 2 * kv->key_units : kv->key_units);
+  m->q_stride = odd_lines(kv->compute == APUS_FLOAT32 ? kv->key_units : 2 * kv->key_units);
   m->score_stride = odd_lines(APUS_KV_SPLIT);
-  m->weight_stride = odd_lines(kv->compute == APUS_BFLOAT16 ? APUS_KV_SPLIT / 2 : APUS_KV_SPLIT);
+  m->weight_stride = odd_lines(APUS_KV_SPLIT);
   APUS_TAKE(q, rows * m->q_stride);
   APUS_TAKE(scores, rows * m->score_stride);
   APUS_TAKE(weights, rows * m->weight_stride);
@@ -443,15 +443,21 @@ APUS_INLINE void FN(weigh)(
     vf p = sees ? FN(exp)(FN(load)(scores + page * 16) - largest) : (vf)0;
     uint32_t *weights = m->weights + r * m->weight_stride;
     if (c->kv->compute == APUS_BFLOAT16) {
-      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+      vf weight = p;
       if (c->kv->narrow) {
         // Positions that are not seen may have any scale, even NaN.
         vf scaled = p * FN(load)(m->value_scales + page * 16);
-        FN(store_bf16_activations)(halves, p == 0.0f ? p : scaled);
-      } else {
-        FN(store_bf16_activations)(halves, p);
-        p = FN(load_bf16)(halves);
+        weight = p == 0.0f ? p : scaled;
       }
+#if APUS_LEVEL >= 3
+      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+      FN(store_bf16_activations)(halves, weight);
+      if (!c->kv->narrow) p = FN(load_bf16)(halves);
+#else
+      weight = FN(bf16_activations)(weight);
+      FN(store)((float *)(void *)weights + page * 16, weight);
+      if (!c->kv->narrow) p = weight;
+#endif
     } else {
       FN(store)((float *)(void *)weights + page * 16, p);
     }
@@ -488,10 +494,14 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
     if (c->kv->compute == APUS_FLOAT16 && d % 2 != 0) to[d] = 0;
     return;
   }
-  uint16_t *halves = (uint16_t *)(void *)to;
   // The row's memory is padded to whole vectors.
   for (int64_t i = 0; i < d; i += 16) {
-    FN(store_bf16_activations)(halves + i, FN(load_some)(q + i, apus_min(16, d - i)));
+    vf x = FN(load_some)(q + i, apus_min(16, d - i));
+#if APUS_LEVEL >= 3
+    FN(store_bf16_activations)((uint16_t *)(void *)to + i, x);
+#else
+    FN(store)((float *)(void *)to + i, FN(bf16_activations)(x));
+#endif
   }
 }
 
@@ -667,7 +677,8 @@ APUS_INLINE const uint32_t *FN(page_values)(
         FN(fetch)(apus_kv_keys(kv, table[page], item->head), kv->key_units * APUS_KV_PAGE_SIZE);                    \
       }                                                                                                             \
       for (int64_t column = 0; column < kv->value_columns;) {                                                       \
-        int vectors = kv->value_columns - column >= 16 * APUS_VALUE_VECTORS ? APUS_VALUE_VECTORS : 1;               \
+        int vectors = rows == 1 ? APUS_VECTORS(1, APUS_VALUE_VECTORS) : APUS_VALUE_VECTORS;                         \
+        if (kv->value_columns - column < 16 * vectors) vectors = 1;                                                 \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(value_rows_##FORMAT)(                                                                                  \
@@ -710,17 +721,21 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #endif
 
 #undef APUS_SCORES
-#define APUS_SCORES(FORMAT, N, AHEAD)                                                                               \
+#define APUS_SCORES(FORMAT, N, FETCHES)                                                                             \
   case N:                                                                                                           \
-    for (int v = 0; v < count; v += APUS_SCORE_VECTORS) {                                                           \
+    for (int v = 0; v < count; v += APUS_VECTORS(N, APUS_SCORE_VECTORS)) {                                          \
       FN(score_##FORMAT)(                                                                                           \
-          N, APUS_SCORE_VECTORS, AHEAD, m, row, pages + v, ahead + v, index + v, count - v, units);                 \
+          N, APUS_VECTORS(N, APUS_SCORE_VECTORS), FETCHES ? APUS_VECTORS(N, APUS_SCORE_VECTORS) : 0, m, row,        \
+          pages + v, ahead + v, index + v, count - v, units);                                                       \
     }                                                                                                               \
     break;
+// One row alone has few sums; several vectors keep the multipliers busy while a sum waits for itself.
+#undef APUS_VECTORS
+#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_LEVEL > 0 ? 4 : MANY)
 #undef APUS_SCORE_CASE
 #define APUS_SCORE_CASE(FORMAT, N) APUS_SCORES(FORMAT, N, 0)
 #undef APUS_SCORE_CASE_FETCH
-#define APUS_SCORE_CASE_FETCH(FORMAT, N) APUS_SCORES(FORMAT, N, APUS_SCORE_VECTORS)
+#define APUS_SCORE_CASE_FETCH(FORMAT, N) APUS_SCORES(FORMAT, N, 1)
 #undef APUS_VALUES
 #define APUS_VALUES(FORMAT, N, VECTORS, AHEAD)                                                                      \
   case N:                                                                                                           \
@@ -729,9 +744,10 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #undef APUS_VALUE_CASE_1
 #define APUS_VALUE_CASE_1(FORMAT, N) APUS_VALUES(FORMAT, N, 1, 0)
 #undef APUS_VALUE_CASE_N
-#define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, 0)
+#define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), 0)
 #undef APUS_VALUE_CASE_FETCH
-#define APUS_VALUE_CASE_FETCH(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, APUS_VALUE_VECTORS)
+#define APUS_VALUE_CASE_FETCH(FORMAT, N) \
+  APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), APUS_VECTORS(N, APUS_VALUE_VECTORS))
 #undef APUS_EACH_ROWS
 #if APUS_TILE_ROWS == 6
 #define APUS_EACH_ROWS(CASE, FORMAT) \
@@ -744,6 +760,6 @@ APUS_INLINE const uint32_t *FN(page_values)(
 
 APUS_ATTEND(float32, 1)
 APUS_ATTEND(float16, 2)
-APUS_ATTEND(bfloat16, 1)
+APUS_ATTEND(bfloat16, APUS_WIDE_WORDS)
 
 #endif
