@@ -173,14 +173,15 @@ public final class WeightLoader {
   public func embeddingReader(
     _ name: String, rows: Int, columns: Int
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
-    guard keepsStored else { return nil }
-    return try store.rowReader(name + ".weight", shape: [rows, columns])
+    guard keepsStored, let reader = try store.rowReader(name + ".weight", shape: [rows, columns]) else { return nil }
+    report(bytes: rows * columns * 4)
+    return reader
   }
 
   /// Packs an output layer that is an embedding table which is stored quantised.
   /// - Returns: `nil` if it is not.
   public func tiedOutput(_ name: String, rows: Int, columns: Int) throws(EngineError) -> (any LinearWeight)? {
-    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1)
+    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1, isReported: false)
   }
 
   /// Packs an output layer that is the embedding table.
@@ -209,7 +210,7 @@ public final class WeightLoader {
   /// Packs matrices as they are stored, each one this rank's share of its outputs.
   /// - Returns: `nil` if none of them is stored quantised, or if plain numbers are asked for.
   private func stored(
-    _ parts: [Part], inputs: Int, rank: Int, ranks: Int
+    _ parts: [Part], inputs: Int, rank: Int, ranks: Int, isReported: Bool = true
   ) throws(EngineError) -> (any LinearWeight)? {
     guard keepsStored else { return nil }
     var quantized: [QuantizedSource?] = []
@@ -229,7 +230,7 @@ public final class WeightLoader {
       if let source {
         if let last = run.last, !last.matches(source) { try finishRun() }
         run.append(source)
-        report(bytes: source.rows * source.columns * 4)
+        if isReported { report(bytes: source.rows * source.columns * 4) }
       } else {
         try finishRun()
         var plain = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
