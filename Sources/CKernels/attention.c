@@ -476,12 +476,19 @@ APUS_INLINE void FN(fetch)(const uint32_t *from, int64_t words) {
 
 // Numbers of 8 bits as bfloat16, which holds them exactly; `count` is a multiple of 16.
 APUS_INLINE void FN(widen)(apus_dtype dtype, const uint32_t *from, uint32_t *to, int64_t count) {
-  typedef uint8_t vb __attribute__((ext_vector_type(16), aligned(1), may_alias));
-  const uint8_t *bytes = (const uint8_t *)(const void *)from;
+  typedef int8_t vb __attribute__((ext_vector_type(16), aligned(1), may_alias));
+  const char *bytes = (const char *)from;
   uint16_t *halves = (uint16_t *)(void *)to;
+  if (dtype == APUS_INT8) {
+    for (int64_t i = 0; i < count; i += 16) {
+      vf x = __builtin_convertvector(__builtin_convertvector(*(const vb *)(const void *)(bytes + i), vi), vf);
+      *(vh_at *)(halves + i) = __builtin_convertvector(__builtin_bit_cast(vu, x) >> 16, vh);
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; i += 16) {
-    vu codes = __builtin_convertvector(*(const vb *)(const void *)(bytes + i), vu);
-    vf x = dtype == APUS_INT8 ? __builtin_convertvector((vi)(codes << 24) >> 24, vf) : FN(from_float8)(codes);
+    vi codes = __builtin_convertvector(*(const vb *)(const void *)(bytes + i), vi);
+    vf x = FN(from_float8)((vu)codes);
     *(vh_at *)(halves + i) = __builtin_convertvector(__builtin_bit_cast(vu, x) >> 16, vh);
   }
 }
