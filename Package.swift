@@ -51,6 +51,10 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: settings),
 
+    .target(
+      name: "ApusConversion", dependencies: ["ApusCore", "ApusTokenization", "ApusTensors", "ApusModels"],
+      swiftSettings: settings),
+
     // The edges, which meet the engine only through GenerationService.
     .target(
       name: "ApusServer",
@@ -72,7 +76,7 @@ let package = Package(
       name: "ApusCommandLine",
       dependencies: [
         "ApusCore", "ApusTokenization", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer", "ApusTensors",
-        "ApusModels", "ApusTesting", "CLinux",
+        "ApusModels", "ApusConversion", "ApusTesting", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -96,6 +100,12 @@ let package = Package(
       name: "ApusExecutionTests",
       dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
       exclude: ["Goldens"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusConversionTests",
+      dependencies: [
+        "ApusConversion", "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels",
+        "ApusExecution",
+      ], exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusEngineTests",
       dependencies: ["Apus", "ApusCore", "ApusEngine", "ApusScheduling", "ApusTesting", "ApusTokenization"],

@@ -80,6 +80,7 @@ struct ApusCommand: AsyncParsableCommand {
     version: ApusProgram.version,
     groupedSubcommands: [
       CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self]),
+      CommandGroup(name: "Preparing models:", subcommands: [Convert.self]),
       CommandGroup(name: "Measuring:", subcommands: [Bench.self]),
       CommandGroup(name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self]),
       CommandGroup(name: "Looking around:", subcommands: [Doctor.self, Reference.self, Version.self]),

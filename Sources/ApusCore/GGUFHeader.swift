@@ -52,6 +52,13 @@ public struct GGUFHeader: Sendable {
     public var offset: Int
   }
 
+  /// Where an entry of the metadata lies in the file, for copying it as it is.
+  public struct Entry: Sendable, Equatable {
+    public var key: String
+    /// The type's number and the value, in bytes from the start of the file.
+    public var range: Range<Int>
+  }
+
   /// One line of the list of tensors.
   public struct Tensor: Sendable, Equatable {
     public var name: String
@@ -100,6 +107,8 @@ public struct GGUFHeader: Sendable {
   public let path: String
   public let version: Int
   public let metadata: [String: Value]
+  /// The entries of the metadata in the order of the file.
+  public let entries: [Entry]
   public let tensors: [Tensor]
   /// Offsets of tensors are multiples of this.
   public let alignment: Int
@@ -135,10 +144,14 @@ public struct GGUFHeader: Sendable {
       throw reader.broken("it claims \(tensorCount) tensors, more than it can hold")
     }
     var metadata: [String: Value] = [:]
+    var entries: [Entry] = []
+    entries.reserveCapacity(Int(entryCount))
     for index in 0..<Int(entryCount) {
       let key = try reader.text("the key of metadata entry \(index)", limit: 1 << 16)
+      let start = reader.offset
       let type = try reader.integer(UInt32.self, "the type of \(key)")
       let value = try reader.value(type, key)
+      entries.append(Entry(key: key, range: start..<reader.offset))
       guard metadata.updateValue(value, forKey: key) == nil else {
         throw reader.broken("the metadata entry \(key) occurs twice")
       }
@@ -164,6 +177,7 @@ public struct GGUFHeader: Sendable {
     self.path = path
     self.version = Int(version)
     self.metadata = metadata
+    self.entries = entries
     self.tensors = tensors
     self.alignment = alignment
     self.dataOffset = dataOffset
@@ -248,6 +262,17 @@ public struct GGUFHeader: Sendable {
       }
     }
     return numbers
+  }
+
+  /// The bytes of an array of numbers of one byte each.
+  /// - Returns: `nil` if there is no such entry.
+  /// - Throws: `invalidCheckpoint` if the entry is no such array.
+  public func byteArray(_ key: String, in bytes: UnsafeRawBufferPointer) throws(EngineError) -> [UInt8]? {
+    guard let value = metadata[key] else { return nil }
+    guard let array = value.arrayValue, array.elementType <= 1 else {
+      throw GGUFReader(bytes, path: path).broken("\(key) must be an array of bytes, found \(value.kindName)")
+    }
+    return Array(bytes[array.offset..<array.offset + array.count])
   }
 
   /// Calls `body` with the bytes of each string of an array, in order.

@@ -27,15 +27,22 @@ public struct WeightSource: @unchecked Sendable {
   public var dtype: DType
   public var rows: Int
   public var columns: Int
+  /// [rows]: what an integer of each row stands for, where `dtype` is int8. Such rows go into `int8PerChannel` alone, which
+  /// keeps integers and scales as they are.
+  public var scales: UnsafePointer<Float>?
   /// Keeps the memory alive.
   public var owner: AnyObject
 
   /// Describes a weight's source.
-  public init(address: UnsafeRawPointer, dtype: DType, rows: Int, columns: Int, owner: AnyObject) {
+  public init(
+    address: UnsafeRawPointer, dtype: DType, rows: Int, columns: Int, scales: UnsafePointer<Float>? = nil,
+    owner: AnyObject
+  ) {
     self.address = address
     self.dtype = dtype
     self.rows = rows
     self.columns = columns
+    self.scales = scales
     self.owner = owner
   }
 }

@@ -107,13 +107,18 @@ public final class CPUBackend: Backend {
     }
     var rows = [apus_weight_rows]()
     for source in sources {
+      guard (source.dtype == .int8) == (source.scales != nil), source.scales == nil || format == .int8PerChannel else {
+        throw EngineError(.internalFailure, "Weights of int8 numbers need scales and can only be packed as int8.")
+      }
       guard source.columns == first.columns, source.rows >= 0, source.columns >= 0 else {
         throw EngineError(
           .invalidCheckpoint,
           "Weights that are packed together must have equal columns, not \(first.columns) and \(source.columns).")
       }
       rows.append(
-        apus_weight_rows(address: source.address, dtype: try source.dtype.kernel(), rows: Int64(source.rows)))
+        apus_weight_rows(
+          address: source.address, dtype: source.scales == nil ? try source.dtype.kernel() : APUS_INT8,
+          rows: Int64(source.rows), scales: source.scales))
     }
     let outputs = sources.reduce(0) { $0 + $1.rows }
     let created: OpaquePointer?
@@ -176,8 +181,10 @@ public final class CPUBackend: Backend {
     guard let weight = weight as? CPULinearWeight, weight.format == .int8PerChannel else { return 0 }
     var rows = [apus_weight_rows]()
     for source in sources {
-      guard let dtype = try? source.dtype.kernel() else { return 0 }
-      rows.append(apus_weight_rows(address: source.address, dtype: dtype, rows: Int64(source.rows)))
+      // Integers that are taken as they are lose nothing.
+      guard source.scales == nil, let dtype = try? source.dtype.kernel() else { return 0 }
+      rows.append(
+        apus_weight_rows(address: source.address, dtype: dtype, rows: Int64(source.rows), scales: nil))
     }
     defer { withExtendedLifetime(sources) {} }
     return locked { apus_linear_int8_error($0, weight.packed, rows, Int32(rows.count)) }

@@ -61,7 +61,12 @@ public final class ReferenceBackend: Backend {
       return Weight(outputs: outputs, inputs: inputs, format: format, values: values, scales: [])
     case .int8PerChannel:
       var scales: [Float] = []
+      let given = sources.flatMap { source in (0..<source.rows).map { source.scales?[$0] } }
       for output in 0..<outputs {
+        if let scale = given[output] {
+          scales.append(scale)
+          continue
+        }
         let range = output * inputs..<(output + 1) * inputs
         let (scale, integers) = quantize(Array(values[range]))
         scales.append(scale)
@@ -88,7 +93,9 @@ public final class ReferenceBackend: Backend {
   }
 
   public func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double {
-    guard let weight = weight as? Weight, weight.format == .int8PerChannel else { return 0 }
+    // Integers that are taken as they are lose nothing.
+    guard let weight = weight as? Weight, weight.format == .int8PerChannel, sources.allSatisfy({ $0.scales == nil })
+    else { return 0 }
     var (index, error, total) = (0, 0.0, 0.0)
     for source in sources {
       for place in 0..<source.rows * source.columns {
@@ -388,6 +395,7 @@ public final class ReferenceBackend: Backend {
       Float(bitPattern: UInt32(address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)) << 16)
     case .float16:
       Float(Float16(bitPattern: address.loadUnaligned(fromByteOffset: 2 * index, as: UInt16.self)))
+    case .int8: Float(address.loadUnaligned(fromByteOffset: index, as: Int8.self))
     default: address.loadUnaligned(fromByteOffset: 4 * index, as: Float.self)
     }
   }

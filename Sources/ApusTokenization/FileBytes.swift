@@ -8,7 +8,7 @@ struct FileBytes: ~Copyable {
 
   /// Maps a file. `limit` bounds its size in bytes; memory is only used for what is looked at.
   init(_ path: String, limit: Int = 1 << 30) throws(EngineError) {
-    let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC)
+    let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     guard descriptor >= 0 else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be opened: \(String(cString: strerror(errno)))")
     }

@@ -22,37 +22,40 @@ struct GGUFTokenizer {
   /// Reads the metadata. The bytes must outlive the value.
   init(_ bytes: Bytes, file: String) throws(EngineError) {
     self.file = file
-    var reader = Reader(bytes: bytes, file: file, index: 4)
-    let version = try reader.integer(4)
-    guard version == 2 || version == 3 else {
-      throw EngineError(.unsupported, "\(file): GGUF version \(version) is not supported, only 2 and 3 are")
-    }
-    _ = try reader.integer(8)
-    let count = try reader.integer(8)
-    for _ in 0..<count {
-      let key = String(decoding: try reader.string(), as: UTF8.self)
-      let type = try reader.integer(4)
-      guard key.hasPrefix(Self.prefix) else {
-        try reader.skip(type)
-        continue
+    let raw = UnsafeRawBufferPointer(bytes)
+    let header = try GGUFHeader(raw, path: file)
+    func texts(_ name: String) throws(EngineError) -> [Bytes]? {
+      var list: [Bytes] = []
+      let count = try header.forEachText(Self.prefix + name, in: raw) { (text) throws(EngineError) in list.append(text)
       }
-      switch (String(key.dropFirst(Self.prefix.count)), type) {
-      case ("model", 8): model = String(decoding: try reader.string(), as: UTF8.self)
-      case ("pre", 8): preTokenizer = String(decoding: try reader.string(), as: UTF8.self)
-      case ("tokens", 9): tokens = try reader.strings()
-      case ("merges", 9):
-        merges = try reader.strings()
-        hasMerges = true
-      case ("scores", 9): scores = try reader.words().map { Float(bitPattern: $0) }
-      case ("token_type", 9): kinds = try reader.words().map { Int32(bitPattern: $0) }
-      case ("precompiled_charsmap", 9): characterMap = try reader.byteArray()
-      case (let name, 4), (let name, 5): numbers[name] = Int(Int32(truncatingIfNeeded: try reader.integer(4)))
-      case (let name, 7): flags[name] = try reader.integer(1) != 0
-      default: try reader.skip(type)
-      }
+      return count == nil ? nil : list
     }
-    guard !model.isEmpty else {
+    func text(_ name: String) throws(EngineError) -> String? {
+      guard let value = header.metadata[Self.prefix + name] else { return nil }
+      guard let text = value.stringValue else {
+        throw EngineError(
+          .invalidCheckpoint, "\(file): \(Self.prefix)\(name) must be a string, found \(value.kindName)")
+      }
+      return text
+    }
+    guard let model = try text("model"), !model.isEmpty else {
       throw EngineError(.invalidCheckpoint, "\(file) holds no tokenizer: it has no tokenizer.ggml.model")
+    }
+    self.model = model
+    preTokenizer = try text("pre") ?? preTokenizer
+    tokens = try texts("tokens") ?? []
+    if let list = try texts("merges") { (merges, hasMerges) = (list, true) }
+    scores = try header.numbers(Self.prefix + "scores", in: raw)?.map { Float($0) } ?? []
+    kinds = try header.numbers(Self.prefix + "token_type", in: raw)?.map { Int32(exactly: $0) ?? 0 } ?? []
+    characterMap = try header.byteArray(Self.prefix + "precompiled_charsmap", in: raw) ?? []
+    for (key, value) in header.metadata where key.hasPrefix(Self.prefix) {
+      let name = String(key.dropFirst(Self.prefix.count))
+      switch value {
+      // Ids are of 32 bits; -1 and its unsigned spelling stand for none in some files and are refused below.
+      case .integer(let number): numbers[name] = Int(Int32(truncatingIfNeeded: number))
+      case .flag(let flag): flags[name] = flag
+      default: break
+      }
     }
     guard !tokens.isEmpty else {
       throw EngineError(.invalidCheckpoint, "\(file) holds no tokenizer: it has no tokenizer.ggml.tokens")
@@ -160,9 +163,21 @@ struct GGUFTokenizer {
   }
 
   private func byteLevel() throws(EngineError) -> TokenizerParts {
-    let takesWords = Self.llama3.contains(preTokenizer) || preTokenizer == "tekken"
+    let (sections, takesWords) = try Self.byteLevelSections(preTokenizer, file: file)
     let section = try ModelSection(
       tokens: tokens, merges: merges, members: ["ignore_merges": .bool(takesWords)], kind: .bytePair, file: file)
+    var parts = try TokenizerJSON(file: file).assemble(section, sections)
+    parts.addedTokens = addedTokens()
+    return parts
+  }
+
+  /// What a `tokenizer.json` says of the steps around a byte-level model, by the name that the format has for them.
+  /// - Returns: the sections of the file, and whether words that are tokens are taken whole.
+  /// - Throws: `unsupported` for a name that is not known.
+  static func byteLevelSections(
+    _ name: String, file: String
+  ) throws(EngineError) -> (sections: [String: JSONValue], takesWords: Bool) {
+    let takesWords = llama3.contains(name) || name == "tekken"
     var sections: [String: JSONValue] = ["decoder": ["type": "ByteLevel"]]
     let byteLevel: JSONValue = ["type": "ByteLevel", "add_prefix_space": false, "use_regex": false]
     func sequence(_ steps: [JSONValue]) -> JSONValue {
@@ -172,11 +187,10 @@ struct GGUFTokenizer {
       ["type": "Split", "pattern": ["Regex": .string(pattern)], "behavior": "Isolated", "invert": false]
     }
     let digits: JSONValue = ["type": "Digits", "individual_digits": true]
-    let name = preTokenizer
     switch name {
     case "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "roberta-bpe", "gigachat", "dbrx":
       sections["pre_tokenizer"] = sequence([split(Patterns.gpt2)])
-    case _ where Self.llama3.contains(name), "glm4", "chatglm-bpe", "smaug-bpe":
+    case _ where llama3.contains(name), "glm4", "chatglm-bpe", "smaug-bpe":
       sections["pre_tokenizer"] = sequence([split(Patterns.cl100k(digits: "{1,3}"))])
     case "qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan":
       sections["pre_tokenizer"] = sequence([split(Patterns.cl100k(digits: ""))])
@@ -207,9 +221,7 @@ struct GGUFTokenizer {
         .unsupported,
         "\(file): the pre-tokenizer \"\(name)\" is not known; use the checkpoint's tokenizer.json instead")
     }
-    var parts = try TokenizerJSON(file: file).assemble(section, sections)
-    parts.addedTokens = addedTokens()
-    return parts
+    return (sections, takesWords)
   }
 
   private static let llama3: Set = ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1"]
@@ -238,89 +250,6 @@ struct GGUFTokenizer {
       ])
     parts.addedTokens = addedTokens()
     return parts
-  }
-
-  /// Reads the little-endian values of the format.
-  private struct Reader {
-    let bytes: Bytes
-    let file: String
-    var index: Int
-
-    private func broken() -> EngineError {
-      EngineError(.invalidCheckpoint, "\(file) is not a whole GGUF file: its metadata break off at byte \(index)")
-    }
-
-    /// Checks that `count` elements of `size` bytes are left.
-    private func require(_ count: UInt64, _ size: UInt64) throws(EngineError) {
-      let (total, overflow) = count.multipliedReportingOverflow(by: size)
-      guard !overflow, total <= UInt64(bytes.count - index) else { throw broken() }
-    }
-
-    mutating func integer(_ size: Int) throws(EngineError) -> UInt64 {
-      try require(1, UInt64(size))
-      var value: UInt64 = 0
-      for offset in 0..<size { value |= UInt64(bytes[index + offset]) << UInt64(offset * 8) }
-      index += size
-      return value
-    }
-
-    mutating func string() throws(EngineError) -> Bytes {
-      let length = try integer(8)
-      try require(length, 1)
-      defer { index += Int(length) }
-      return Bytes(rebasing: bytes[index..<(index + Int(length))])
-    }
-
-    mutating func strings() throws(EngineError) -> [Bytes] {
-      guard try integer(4) == 8 else { throw broken() }
-      let count = try integer(8)
-      try require(count, 8)
-      var result: [Bytes] = []
-      result.reserveCapacity(Int(count))
-      for _ in 0..<count { result.append(try string()) }
-      return result
-    }
-
-    mutating func words() throws(EngineError) -> [UInt32] {
-      guard [4, 5, 6].contains(try integer(4)) else { throw broken() }
-      let count = try integer(8)
-      try require(count, 4)
-      defer { index += Int(count) * 4 }
-      return (0..<Int(count)).map { load32(bytes.baseAddress! + index + $0 * 4) }
-    }
-
-    mutating func byteArray() throws(EngineError) -> [UInt8] {
-      guard [0, 1].contains(try integer(4)) else { throw broken() }
-      let count = try integer(8)
-      try require(count, 1)
-      defer { index += Int(count) }
-      return Array(bytes[index..<(index + Int(count))])
-    }
-
-    private static let sizes: [UInt64: UInt64] = [
-      0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8,
-    ]
-
-    mutating func skip(_ type: UInt64, depth: Int = 0) throws(EngineError) {
-      if let size = Self.sizes[type] {
-        try require(1, size)
-        index += Int(size)
-      } else if type == 8 {
-        _ = try string()
-      } else if type == 9, depth < 4 {
-        let element = try integer(4)
-        let count = try integer(8)
-        if let size = Self.sizes[element] {
-          try require(count, size)
-          index += Int(count * size)
-        } else {
-          try require(count, 8)
-          for _ in 0..<count { try skip(element, depth: depth + 1) }
-        }
-      } else {
-        throw broken()
-      }
-    }
   }
 }
 

@@ -499,9 +499,12 @@ APUS_INLINE void FN(transpose)(vu rows[16]) {
 static inline vu FN(row_units)(
     const char *row, apus_dtype dtype, int64_t index, int64_t count, apus_dtype format, float factor, int32_t *sum) {
   vu units = 0;
-  if (dtype == format && dtype != APUS_INT8) {
+  if (dtype == format) {
     size_t bytes = apus_dtype_bytes(dtype);
     const char *from = row + index * (int64_t)bytes;
+    if (dtype == APUS_INT8) {
+      for (int64_t i = 0; i < count; i++) *sum += (int8_t)from[i];
+    }
     if (count * (int64_t)bytes == 64) return FN(load_units)((const uint32_t *)(const void *)from);
     memcpy(&units, from, (size_t)count * bytes);
     return units;
@@ -538,6 +541,7 @@ static void FN(pack_panel)(const pack_arguments *a, int64_t panel) {
     const char *rows[16];
     apus_dtype dtypes[16];
     float factors[16];
+    float scales[16] = {0};
     int32_t sums[16] = {0};
     for (int i = 0; i < 16; i++) {
       int64_t output = panel * panel_outputs + group * 16 + i;
@@ -550,11 +554,14 @@ static void FN(pack_panel)(const pack_arguments *a, int64_t panel) {
           dtypes[i] = a->sources[s].dtype;
           rows[i] = (const char *)a->sources[s].address
               + (size_t)row * (size_t)weight->inputs * apus_dtype_bytes(dtypes[i]);
+          if (a->sources[s].scales) scales[i] = a->sources[s].scales[row];
           break;
         }
         row -= a->sources[s].rows;
       }
-      if (weight->format == APUS_INT8) {
+      if (weight->format == APUS_INT8 && dtypes[i] == APUS_INT8) {
+        weight->scales[output] = scales[i];
+      } else if (weight->format == APUS_INT8) {
         vf most = 0;
         for (int64_t k = 0; rows[i] && k < weight->inputs; k += 16) {
           int64_t n = apus_min(16, weight->inputs - k);

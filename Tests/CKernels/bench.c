@@ -58,7 +58,7 @@ static const format formats[] = {
 };
 
 static apus_linear *make(apus_context *context, const format *f, int outputs, int inputs, const float *w) {
-  apus_weight_rows source = {w, APUS_FLOAT32, outputs};
+  apus_weight_rows source = {w, APUS_FLOAT32, outputs, NULL};
   if (!f->is_codes) {
     apus_linear *weight = apus_linear_create(outputs, inputs, f->dtype);
     apus_linear_pack(context, weight, &source, 1);

@@ -104,7 +104,8 @@ static void check_dense(apus_dtype format, int rows, int outputs, int inputs) {
     memcpy(bytes + 1, w, (size_t)outputs * inputs * 4);
     int first = outputs / 3;
     apus_weight_rows sources[2] = {
-        {bytes + 1, APUS_FLOAT32, first}, {bytes + 1 + (size_t)first * inputs * 4, APUS_FLOAT32, outputs - first}};
+        {bytes + 1, APUS_FLOAT32, first, NULL},
+        {bytes + 1 + (size_t)first * inputs * 4, APUS_FLOAT32, outputs - first, NULL}};
     apus_linear_pack(context, weight, sources, 2);
     if (format == APUS_INT8) {
       double error = apus_linear_int8_error(context, weight, sources, 2);
@@ -239,7 +240,7 @@ static void check_rounding(const apus_code_layout *layout, int outputs, int inpu
   for (int l = 0; l < count; l++) {
     apus_context *context = apus_context_create(2, (apus_isa)isas[l], NULL);
     apus_linear *weight = apus_linear_create_codes(outputs, inputs, layout, NULL);
-    apus_weight_rows source = {w, APUS_FLOAT32, outputs};
+    apus_weight_rows source = {w, APUS_FLOAT32, outputs, NULL};
     apus_linear_quantize(context, weight, &source, 1);
     float *got = exactly((size_t)outputs * inputs * 4);
     double error = 0, total = 0;

@@ -28,16 +28,27 @@ struct Inspect: ParsableCommand {
     }
     let inspection = CheckpointInspection(path: path)
     var refusals = inspection.refusals
-    do throws(EngineError) {
-      _ = try ChatTemplateSet.load(directory: path)
-    } catch {
-      refusals.append(error.message)
+    func check(_ body: () throws(EngineError) -> Void) {
+      do throws(EngineError) { try body() } catch {
+        if !refusals.contains(error.message) { refusals.append(error.message) }
+      }
+    }
+    check { () throws(EngineError) in _ = try ChatTemplateSet.load(directory: path) }
+    if inspection.lines.contains(where: { $0.label == "tokenizer" && $0.text != "none" }) {
+      check { () throws(EngineError) in _ = try Tokenizer.load(directory: path) }
     }
     let lines = inspection.lines.map { ($0.label, $0.text) }
     if json {
       var writer = JSONWriter()
       writer.object { writer in
-        for (label, text) in lines { writer.member(label, text) }
+        writer.member("path", path)
+        // Tensors come in lines of a type each; all else is there once.
+        for (label, text) in lines where label != "tensors" {
+          writer.member(label.split(separator: " ").joined(separator: "_"), text)
+        }
+        writer.key("tensors")
+        writer.array { writer in for (label, text) in lines where label == "tensors" { writer.value(text) } }
+        writer.member("servable", refusals.isEmpty)
         writer.key("refusals")
         writer.array { writer in for refusal in refusals { writer.value(refusal) } }
       }

@@ -39,7 +39,14 @@ package struct CheckpointInspection: Sendable {
       totals[tensor.typeName, default: (0, 0)].bytes += tensor.byteCount
     }
     do throws(EngineError) {
-      describe(try GGUFCheckpoint(files).configuration)
+      let checkpoint = try GGUFCheckpoint(files)
+      describe(checkpoint.configuration)
+      refusals += checkpoint.configuration.refusals(of: checkpoint.listing, origin: files.path)
+      for tensor in checkpoint.listing
+      where tensor.shape.count == 1 && !["F32", "F16", "BF16"].contains(tensor.storedAs) {
+        refusals.append(
+          "\(files.path): \(tensor.name) is a vector of type \(tensor.storedAs); F32, F16 and BF16 can be read.")
+      }
     } catch {
       if let name = files.metadata["general.architecture"]?.stringValue { add("architecture", name) }
       refusals.append(error.message)
@@ -58,12 +65,31 @@ package struct CheckpointInspection: Sendable {
 
   private mutating func inspect(directory: String) {
     add("format", "safetensors")
-    do throws(EngineError) { describe(try ModelConfiguration(directory: directory)) } catch {
+    var configuration: ModelConfiguration?
+    do throws(EngineError) {
+      let read = try ModelConfiguration(directory: directory)
+      describe(read)
+      configuration = read
+    } catch {
       refusals.append(error.message)
     }
     do throws(EngineError) {
       let checkpoint = try SafetensorsCheckpoint(directory: directory)
       describe(checkpoint.typeTotals)
+      if let configuration, let quantization = configuration.quantization {
+        add("quantization", quantization.summary)
+        let store = QuantizedCheckpoint(checkpoint, quantization)
+        refusals += configuration.refusals(of: try store.listing(), origin: checkpoint.origin)
+        refusals += store.missingParameters()
+      } else if let configuration {
+        refusals += configuration.refusals(of: checkpoint.listing, origin: checkpoint.origin)
+      }
+    } catch {
+      refusals.append(error.message)
+    }
+    do throws(EngineError) {
+      _ = try GenerationConfiguration(
+        directory: directory, vocabularySize: configuration?.vocabularySize ?? Int(Int32.max))
     } catch {
       refusals.append(error.message)
     }

@@ -15,9 +15,9 @@ public final class GGUFCheckpoint: WeightStore {
   public let configuration: ModelConfiguration
   /// End-of-sequence tokens and what else `generation_config.json` would say.
   public let generation: GenerationConfiguration
-  private let files: GGUFModelFiles
+  package let files: GGUFModelFiles
   /// GGUF name of each weight by its Hugging Face name.
-  private let names: [String: String]
+  let names: [String: String]
   private let tableType: DType
   private let worker: CPUBackend?
 

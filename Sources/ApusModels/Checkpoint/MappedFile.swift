@@ -16,7 +16,8 @@ public final class MappedFile: @unchecked Sendable {
   /// Maps a file.
   /// - Throws: `invalidCheckpoint` if it cannot be opened, is not a regular file, or is empty.
   public init(path: String) throws(EngineError) {
-    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    // Without waiting for a writer, should it be a pipe.
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
     guard descriptor >= 0 else {
       throw EngineError(.invalidCheckpoint, "\(path) cannot be opened: \(systemErrorText()).")
     }
@@ -49,7 +50,7 @@ func systemErrorText() -> String { String(cString: strerror(errno)) }
 /// - Returns: `nil` if there is no such file.
 /// - Throws: `invalidCheckpoint` if the file is there but cannot be read or has more than `limit` bytes.
 public func readSmallFile(_ path: String, limit: Int = 64 << 20) throws(EngineError) -> [UInt8]? {
-  let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+  let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
   guard descriptor >= 0 else {
     if errno == ENOENT || errno == ENOTDIR { return nil }
     throw EngineError(.invalidCheckpoint, "\(path) cannot be opened: \(systemErrorText()).")

@@ -25,6 +25,10 @@ public protocol WeightStore: Sendable {
   func rowReader(
     _ name: String, shape: [Int]
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)?
+  /// The integers and scales of a matrix that is stored as int8 with a scale for each output, to be multiplied with inputs
+  /// rounded to int8 per token: the engine's own int8 format. `nil` for a weight that is stored otherwise.
+  /// - Throws: as `load`.
+  func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource?
 }
 
 extension WeightStore {
@@ -32,6 +36,7 @@ extension WeightStore {
   public func rowReader(
     _ name: String, shape: [Int]
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? { nil }
+  public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that

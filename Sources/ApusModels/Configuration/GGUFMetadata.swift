@@ -57,7 +57,7 @@ struct GGUFMetadata {
   // MARK: config.json
 
   /// The Hugging Face class of each architecture.
-  private static let classes = [
+  static let classes = [
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
   ]
 
@@ -265,11 +265,11 @@ struct GGUFMetadata {
 
   // MARK: Weights
 
-  private static let modelNames = [
+  static let modelNames = [
     "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
   ]
-  private static let layerNames = [
+  static let layerNames = [
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj",

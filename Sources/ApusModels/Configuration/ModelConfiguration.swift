@@ -82,7 +82,17 @@ extension ModelConfiguration {
     do { json = try JSONValue.parse(bytes) } catch {
       throw EngineError(.invalidCheckpoint, "\(path): \(error).")
     }
-    try self.init(json: json, path: path)
+    try self.init(json: QuantizationConfiguration.withSideFile(json, directory: directory), path: path)
+  }
+
+  /// How the linear layers of a directory are stored; `nil` where they are plain numbers. For checkpoints of any class.
+  /// - Parameter json: the content of its `config.json`.
+  /// - Throws: `unsupported` for a method or a variant that is not implemented, `invalidCheckpoint` for a broken entry.
+  package static func quantization(
+    directory: String, json: JSONValue
+  ) throws(EngineError) -> QuantizationConfiguration? {
+    let json = try QuantizationConfiguration.withSideFile(json, directory: directory)
+    return try QuantizationConfiguration(ConfigurationFields(json, path: directory + "/config.json"))
   }
 
   /// Reads the content of a `config.json`.

@@ -43,7 +43,12 @@ public final class WeightLoader {
   public let dtype: DType
   private let store: any WeightStore
   private let layerFormat: WeightFormat
+  /// Whether what the checkpoint stores quantised is taken as it is.
   private let keepsStored: Bool
+  /// Whether int8 weights of the checkpoint with a scale for each output are.
+  private let takesInt8: Bool
+  /// Whether any was.
+  public private(set) var hasStoredInt8 = false
   private let progress: ((_ done: Int, _ total: Int) -> Void)?
   private let total: Int
   private var done = 0
@@ -77,6 +82,7 @@ public final class WeightLoader {
       case .codes(let layout): .codes(layout)
       }
     keepsStored = options.quantization == .stored
+    takesInt8 = options.quantization == .int8 || (keepsStored && options.dtype == nil)
     self.progress = progress
     total = store.byteCount > 0 ? store.byteCount : expectedBytes
   }
@@ -89,13 +95,21 @@ public final class WeightLoader {
     _ parts: [Part], inputs: Int, rank: Int, ranks: Int
   ) throws(EngineError) -> any LinearWeight {
     if let weight = try stored(parts, inputs: inputs, rank: rank, ranks: ranks) { return weight }
-    var sources: [WeightSource] = []
-    for part in parts {
-      var source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+    func share(_ part: Part, _ source: WeightSource) -> WeightSource {
+      var source = source
       let rows = ParallelLayout.share(of: part.outputs, rank: rank, ranks: ranks)
       source.address += rows.lowerBound * inputs * source.dtype.byteCount
+      source.scales = source.scales.map { $0 + rows.lowerBound }
       source.rows = rows.count
-      sources.append(source)
+      return source
+    }
+    if let sources = try int8(parts, inputs: inputs) {
+      return try pack(zip(parts, sources).map { share($0, $1) }, format: .int8PerChannel)
+    }
+    var sources: [WeightSource] = []
+    for part in parts {
+      sources.append(
+        share(part, try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)))
     }
     return try pack(sources, format: layerFormat)
   }
@@ -103,7 +117,12 @@ public final class WeightLoader {
   /// Loads a matrix [outputs, inputs] of which this rank holds its share of the inputs; the ranks' results add up.
   public func rowParallel(_ part: Part, inputs: Int, rank: Int, ranks: Int) throws(EngineError) -> any LinearWeight {
     if ranks == 1, let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
-    let source = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+    let integers = try int8([part], inputs: inputs)?.first
+    let layerFormat = integers == nil ? layerFormat : .int8PerChannel
+    let source =
+      if let integers { integers } else {
+        try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)
+      }
     if ranks == 1 { return try pack([source], format: layerFormat) }
     let columns = ParallelLayout.share(of: inputs, rank: rank, ranks: ranks)
     let width = source.dtype.byteCount
@@ -113,11 +132,15 @@ public final class WeightLoader {
         share.pointer + row * columns.count * width,
         source.address + (row * inputs + columns.lowerBound) * width, columns.count * width)
     }
-    return try pack(
-      [
-        WeightSource(
-          address: share.pointer, dtype: source.dtype, rows: part.outputs, columns: columns.count, owner: share.memory)
-      ], format: layerFormat)
+    // Scales lie in the memory of the source, which lives until packing is done.
+    return try withExtendedLifetime(source) { () throws(EngineError) in
+      try pack(
+        [
+          WeightSource(
+            address: share.pointer, dtype: source.dtype, rows: part.outputs, columns: columns.count,
+            scales: source.scales, owner: share.memory)
+        ], format: layerFormat)
+    }
   }
 
   /// Loads a matrix that every rank holds whole: as it is stored, or in the dense format.
@@ -193,6 +216,18 @@ public final class WeightLoader {
       ], format: .dense(dtype))
     packedBytes += weight.byteCount
     return weight
+  }
+
+  /// The integers and scales of matrices that the checkpoint stores in the engine's int8 format; `nil` unless all are.
+  private func int8(_ parts: [Part], inputs: Int) throws(EngineError) -> [WeightSource]? {
+    guard takesInt8 else { return nil }
+    var sources: [WeightSource] = []
+    for part in parts {
+      guard let source = try store.loadInt8(part.name + ".weight", shape: [part.outputs, inputs]) else { return nil }
+      sources.append(source)
+    }
+    hasStoredInt8 = true
+    return sources
   }
 
   private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {

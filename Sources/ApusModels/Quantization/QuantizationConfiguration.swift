@@ -2,8 +2,9 @@ import ApusCore
 
 /// How a Hugging Face checkpoint stores its quantised linear layers: `quantization_config` of `config.json`.
 ///
-/// Only weights are described. Rules for activations and for the K/V cache (W8A8, static input scales, an fp8 cache) are
-/// left aside: activations stay in float32 here, which is never less exact than what the file asks for.
+/// Of rules for activations only that of W8A8 is followed: int8 inputs, symmetric, with a scale for each token computed on
+/// the fly. Others (static input scales, an fp8 cache) are left aside: activations stay in float32, which is never less
+/// exact than what the file asks for.
 public struct QuantizationConfiguration: Sendable, Equatable {
   /// One way to store a matrix [outputs, inputs].
   public enum Scheme: Sendable, Equatable {
@@ -39,6 +40,8 @@ public struct QuantizationConfiguration: Sendable, Equatable {
     /// Names of modules, regular expressions after `re:`, or classes such as `Linear`.
     public var targets: [String]
     public var scheme: Scheme
+    /// Whether inputs are to be rounded to int8, symmetrically and with a scale for each token computed on the fly.
+    public var roundsInputs = false
   }
 
   /// The method's name as the file has it, such as `gptq`.
@@ -49,10 +52,39 @@ public struct QuantizationConfiguration: Sendable, Equatable {
   public var ignored: [String]
 
   /// The scheme of a module such as `model.layers.0.mlp.up_proj`; `nil` if it is not quantised.
-  public func scheme(for module: String) -> Scheme? {
+  public func scheme(for module: String) -> Scheme? { group(for: module)?.scheme }
+
+  /// The group of a module; `nil` if it is not quantised.
+  func group(for module: String) -> Group? {
     if ignored.contains(where: { Self.matches($0, module: module) }) { return nil }
     let byName = groups.first { $0.targets.contains { Self.matches($0, module: module) } }
-    return (byName ?? groups.first { $0.targets.contains("Linear") })?.scheme
+    return byName ?? groups.first { $0.targets.contains("Linear") }
+  }
+
+  /// The method and its schemes in a few words.
+  var summary: String {
+    func text(_ scales: Scales) -> String {
+      switch scales {
+      case .tensor: "a scale for each matrix"
+      case .channel: "a scale for each output"
+      case .group(let size): "groups of \(size)"
+      case .block(let height, let width): "blocks of \(height) x \(width)"
+      case .tensorOrChannel: "a scale for each matrix or output"
+      }
+    }
+    let schemes = groups.map { group -> String in
+      switch group.scheme {
+      case .gptq(let bits, let size, _, let actOrder):
+        "\(bits) bits\(size > 0 ? ", groups of \(size)" : "")\(actOrder ? ", act-order" : "")"
+      case .awq(let size): "4 bits\(size > 0 ? ", groups of \(size)" : "")"
+      case .packedInteger(let bits, let scales, let isSymmetric, _):
+        "\(bits) bits, \(text(scales))\(isSymmetric ? "" : ", zero points")"
+      case .integer8(let scales, let isSymmetric, _):
+        "int8, \(text(scales))\(isSymmetric ? "" : ", zero points")\(group.roundsInputs ? ", inputs rounded per token" : "")"
+      case .float8(let scales): "fp8, \(text(scales))"
+      }
+    }
+    return ([method] + schemes).joined(separator: "; ")
   }
 
   /// Whether an entry of a list names a module.
@@ -132,12 +164,50 @@ extension QuantizationConfiguration {
 
   /// The entry that describes the quantisation, and its key.
   private static func entry(_ configuration: ConfigurationFields) -> (String, JSONValue)? {
-    for key in ["quantization_config", "compression_config"] {
+    for key in ["quantization_config", "compression_config"] + sideFiles {
       guard let json = configuration.value(key) else { continue }
       if key == "compression_config", let inner = json["quantization_config"], !inner.isNull { return (key, inner) }
       return (key, json)
     }
     return nil
+  }
+
+  /// Files beside `config.json` in which some tools describe the quantisation: AutoGPTQ, AutoAWQ and ModelOpt.
+  private static let sideFiles = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
+
+  /// A `config.json` with what a file beside it says of the quantisation, under that file's name, if it says nothing
+  /// itself.
+  /// - Throws: `invalidCheckpoint` if such a file is broken.
+  static func withSideFile(_ json: JSONValue, directory: String) throws(EngineError) -> JSONValue {
+    guard var config = json.objectValue,
+      ["quantization_config", "compression_config"].allSatisfy({ config[$0].map(\.isNull) ?? true })
+    else { return json }
+    for name in sideFiles {
+      let path = "\(directory)/\(name)"
+      guard let bytes = try readSmallFile(path, limit: 1 << 20) else { continue }
+      let content: JSONValue
+      do { content = try JSONValue.parse(bytes) } catch {
+        throw EngineError(.invalidCheckpoint, "\(path): \(error).")
+      }
+      guard var fields = content.objectValue else {
+        throw EngineError(.invalidCheckpoint, "\(path): expected an object, found \(content.kindName).")
+      }
+      switch name {
+      case "hf_quant_config.json":
+        guard let inner = content["quantization"]?.objectValue else {
+          throw EngineError(.invalidCheckpoint, "\(path): \"quantization\" must be an object.")
+        }
+        // Without an algorithm only the K/V cache is quantised.
+        guard let algorithm = inner["quant_algo"], !algorithm.isNull else { return json }
+        fields = inner
+        fields["quant_method"] = "modelopt"
+      case "quant_config.json": if fields["quant_method"] == nil { fields["quant_method"] = "awq" }
+      default: if fields["quant_method"] == nil { fields["quant_method"] = "gptq" }
+      }
+      config[name] = .object(fields)
+      return .object(config)
+    }
+    return json
   }
 
   private static func refusal(_ fields: ConfigurationFields, _ what: String) -> EngineError {
@@ -230,11 +300,19 @@ extension QuantizationConfiguration {
       let format = try group.text("format") ?? format
       groups.append(
         Group(
-          targets: try Self.names(group, ["targets"]), scheme: try Self.scheme(weights, format: format ?? "absent")))
+          targets: try Self.names(group, ["targets"]), scheme: try Self.scheme(weights, format: format ?? "absent"),
+          roundsInputs: Self.roundsInputs(group.value("input_activations"))))
     }
     method = "compressed-tensors"
     self.groups = groups
     ignored = try Self.names(fields, ["ignore"])
+  }
+
+  /// Whether a description of input activations is that of the engine's int8 format.
+  private static func roundsInputs(_ json: JSONValue?) -> Bool {
+    json?["num_bits"]?.intValue == 8 && (json?["type"]?.stringValue ?? "int") == "int"
+      && json?["dynamic"]?.boolValue == true && json?["strategy"]?.stringValue == "token"
+      && json?["symmetric"]?.boolValue != false
   }
 
   /// The scheme of one group of compressed-tensors.

@@ -5,12 +5,12 @@ public import ApusTensors
 ///
 /// A matrix for which there are kernels can be had as it is stored (`quantized`). Others, and those of a caller who wants
 /// numbers, are turned into float32 when they are asked for (`load`) and given up once they are packed, so there is never
-/// a second copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is, whether or
-/// not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
+/// a second copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is,
+/// whether or not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
 ///
-/// Integers with a scale for each output have no codes: they are packed as bfloat16 unless a caller asks for another
-/// format. `WeightFormat.int8PerChannel` computes scales of its own from the largest number of each output, which need not be the
-/// checkpoint's.
+/// W8A8 of compressed-tensors, symmetric int8 with a scale for each output and inputs rounded per token, is the engine's
+/// own int8 format: its integers and scales are taken as they are (`loadInt8`). Other integers with a scale for each
+/// output have no codes and go through float32, since `WeightFormat.int8PerChannel` would compute scales of its own.
 ///
 /// The formulas, all in float32 with the operations in this order (n an output, k an input, g its group):
 /// - GPTQ: w[n, k] = (q[n, k] - z[g, n]) * s[g, n]; g is `g_idx[k]`, or k / group size. q and z are unsigned; z is the
@@ -106,6 +106,22 @@ public final class QuantizedCheckpoint: WeightStore {
     }
     return WeightSource(
       address: UnsafeRawPointer(memory.address), dtype: .float32, rows: outputs, columns: inputs, owner: memory)
+  }
+
+  public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? {
+    guard shape.count == 2, let module = Self.module(of: name), checkpoint.dtype(of: name) == nil,
+      let group = quantization.group(for: module), group.roundsInputs,
+      case .integer8(.channel, isSymmetric: true, actOrder: false) = group.scheme
+    else { return nil }
+    let codes = try stored(name, types: ["I8"], shapes: [shape])
+    let scales = try stored(module + ".weight_scale", types: Self.scaleTypes, shapes: [[shape[0], 1], [shape[0]]])
+    let numbers = scales.floats()
+    let memory = try CPUBackend.hostMemory(byteCount: 4 * numbers.count)
+    let address = memory.address.assumingMemoryBound(to: Float.self)
+    address.update(from: numbers, count: numbers.count)
+    return WeightSource(
+      address: codes.address, dtype: .int8, rows: shape[0], columns: shape[1], scales: UnsafePointer(address),
+      owner: Int8Memory(file: codes.file, scales: memory))
   }
 
   // MARK: Tensors
@@ -432,6 +448,16 @@ public final class QuantizedCheckpoint: WeightStore {
       ? Float(mantissa) * 0x1p-9
       : Float(sign: .plus, exponent: exponent - 7, significand: 1 + Float(mantissa) / 8)
     return byte >= 128 ? -magnitude : magnitude
+  }
+}
+
+/// Keeps the memory of a matrix of integers.
+private final class Int8Memory {
+  let file: SafetensorsFile
+  let scales: DeviceMemory
+  init(file: SafetensorsFile, scales: DeviceMemory) {
+    self.file = file
+    self.scales = scales
   }
 }
 

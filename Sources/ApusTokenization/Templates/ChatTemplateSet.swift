@@ -51,6 +51,19 @@ public struct ChatTemplateSet: Sendable {
     if let map = try readJSON(directory + "/special_tokens_map.json") {
       specialTokens.merge(Self.specialTokens(in: map)) { own, _ in own }
     }
+    let sources = try sources(directory: directory, configuration: configuration)
+    return ChatTemplateSet(sources: sources, specialTokens: specialTokens)
+  }
+
+  /// The texts of the templates of a checkpoint directory, by name.
+  /// - Throws: `invalidCheckpoint` if a file that is there cannot be read.
+  package static func sources(directory: String) throws(EngineError) -> [String: String] {
+    try sources(directory: directory, configuration: try readJSON(directory + "/tokenizer_config.json"))
+  }
+
+  private static func sources(
+    directory: String, configuration: JSONValue?
+  ) throws(EngineError) -> [String: String] {
     var sources: [String: String] = [:]
     if let text = try readText(directory + "/chat_template.jinja") {
       sources[defaultName] = text
@@ -63,7 +76,7 @@ public struct ChatTemplateSet: Sendable {
     if sources.isEmpty, let legacy = try readJSON(directory + "/chat_template.json") {
       sources = Self.sources(in: legacy)
     }
-    return ChatTemplateSet(sources: sources, specialTokens: specialTokens)
+    return sources
   }
 
   /// Reads a template file, a `tokenizer_config.json`, or a checkpoint directory.

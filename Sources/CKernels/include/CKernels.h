@@ -110,6 +110,8 @@ typedef struct {
   const void *address;
   apus_dtype dtype;
   int64_t rows;
+  /// [rows]: what an integer of each row stands for; for `APUS_INT8` alone, else NULL.
+  const float *scales;
 } apus_weight_rows;
 
 /// Room for `outputs` x `inputs` weights. Returns NULL when there is no memory.
@@ -119,7 +121,8 @@ apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype form
 void apus_linear_free(apus_linear *weight);
 
 /// Packs the rows of the sources, stacked in order; together they have as many rows as the weight has outputs. For
-/// `APUS_INT8`, each output's scale is its largest magnitude / 127 and its numbers are rounded to nearest even.
+/// `APUS_INT8`, each output's scale is its largest magnitude / 127 and its numbers are rounded to nearest even; sources of
+/// that type keep their integers and scales, and go into that format alone.
 void apus_linear_pack(apus_context *context, apus_linear *weight, const apus_weight_rows *sources, int count);
 
 /// How far int8 weights are from the rows that they were packed from: the root of the summed squared differences,
