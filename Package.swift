@@ -87,8 +87,8 @@ let package = Package(
     .target(
       name: "ApusCommandLine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer", "ApusTensors",
+        "ApusModels", "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),

@@ -1,5 +1,5 @@
 public import ApusCore
-import ApusExecution
+package import ApusExecution
 import ApusModels
 import ApusScheduling
 import ApusTensors
@@ -126,7 +126,8 @@ public final class Engine: GenerationService {
       created: now.tv_sec)
   }
 
-  private static func modelOptions(_ configuration: EngineConfiguration) throws(EngineError) -> ModelOptions {
+  /// What the configuration means for loading the model.
+  package static func modelOptions(_ configuration: EngineConfiguration) throws(EngineError) -> ModelOptions {
     func dtype(_ type: EngineConfiguration.ElementType) -> DType? {
       switch type {
       case .auto: nil

@@ -18,6 +18,8 @@ public final class CPUBackend: Backend {
   public let threads: Int
   /// The instructions in use.
   public let instructionSet: InstructionSet
+  /// Whether attention reads pages that sequences of a batch share once for all of them. The bits are the same.
+  public let sharesPrefixes: Bool
 
   /// Starts a backend.
   ///
@@ -26,12 +28,15 @@ public final class CPUBackend: Backend {
   ///     process may
   ///     use. Where there are cores enough, workers are pinned to the cores after the first; the caller is left
   ///     alone.
+  ///   - sharesPrefixes: See there; off selects the plain form, for comparisons.
   ///   - isa: Instructions to use; by default what the environment variable `APUS_ISA` names, or the best there
   ///     are.
   /// - Throws: `invalidRequest` for a number of threads outside 1...1024 or an unknown `APUS_ISA`, `unsupported`
   ///   for a level
   ///   that this machine cannot run, `outOfMemory` when threads cannot be started.
-  public init(threads: Int? = nil, isa: InstructionSet? = nil) throws(EngineError) {
+  public init(
+    threads: Int? = nil, isa: InstructionSet? = nil, sharesPrefixes: Bool = true
+  ) throws(EngineError) {
     let level = if let isa { try isa.checked() } else { try InstructionSet.chosen() }
     let count = threads ?? Int(apus_usable_core_count())
     guard (1...1024).contains(count) else {
@@ -47,6 +52,7 @@ public final class CPUBackend: Backend {
     context = created
     self.threads = count
     instructionSet = level
+    self.sharesPrefixes = sharesPrefixes
   }
 
   deinit { apus_context_free(context) }
@@ -175,8 +181,10 @@ public final class CPUBackend: Backend {
     guard let weight = weight as? CPULinearWeight, weight.format == .int8PerChannel else { return 0 }
     var rows = [apus_weight_rows]()
     for source in sources {
-      guard let dtype = try? source.dtype.kernel() else { return 0 }
-      rows.append(apus_weight_rows(address: source.address, dtype: dtype, rows: Int64(source.rows)))
+      // Integers that are taken as they are lose nothing.
+      guard source.scales == nil, let dtype = try? source.dtype.kernel() else { return 0 }
+      rows.append(
+        apus_weight_rows(address: source.address, dtype: dtype, rows: Int64(source.rows), scales: nil))
     }
     defer { withExtendedLifetime(sources) {} }
     return locked { apus_linear_int8_error($0, weight.packed, rows, Int32(rows.count)) }
@@ -330,7 +338,7 @@ public final class CPUBackend: Backend {
       sequences: Int32(batch.sequenceCount), row_start: batch.rowStart, start: batch.start,
       page_offset: batch.pageOffset, pages: batch.pages, query_heads: Int32(shape.queryHeads), scale: shape.scale,
       window: Int32(shape.slidingWindow), soft_cap: shape.softCap,
-      sinks: shape.sinks.map { UnsafePointer($0.float32) })
+      sinks: shape.sinks.map { UnsafePointer($0.float32) }, is_plain: sharesPrefixes ? 0 : 1)
     locked {
       apus_attention(
         $0, layer.pages, q.float32, Int64(q.stride), out.float32, Int64(out.stride), &arguments)
@@ -424,6 +432,37 @@ public final class CPUBackend: Backend {
   /// The uniform number in [0, 1) that belongs to a position of a seeded request: the first word of Philox4x32-10
   /// (Salmon et al., 2011) over (position, seed), in steps of 2^-24.
   public static func uniform(seed: UInt64, position: UInt64) -> Float { apus_uniform(seed, position) }
+
+  /// Products that a machine's peak is measured with.
+  public enum Product: Sendable {
+    /// float32 fused multiply-add.
+    case float32
+    /// Pairs of bfloat16 numbers; where there are no instructions for them, as float32.
+    case bfloat16
+    /// int8: four at a time (VNNI), else as 16-bit pairs.
+    case int8
+    /// Codes of up to 6 bits times int8: as int8 with VNNI, else pairs summed in 16 bits.
+    case codes
+  }
+
+  /// Reads memory front to back on all threads: the ceiling of what streams weights or K/V.
+  /// - Returns: something that depends on what was read.
+  public func readMemory(_ memory: DeviceMemory) -> UInt64 {
+    locked { apus_read_memory($0, memory.address, memory.byteCount) }
+  }
+
+  /// Does independent products in registers on all threads: the ceiling of what computes.
+  /// - Returns: the arithmetic operations done, a product and a sum being two.
+  public func doProducts(_ product: Product, rounds: Int) -> Double {
+    let kind =
+      switch product {
+      case .float32: APUS_PRODUCT_FLOAT32
+      case .bfloat16: APUS_PRODUCT_BFLOAT16
+      case .int8: APUS_PRODUCT_INT8
+      case .codes: APUS_PRODUCT_CODES
+      }
+    return locked { apus_do_products($0, kind, Int64(rounds)) }
+  }
 
   /// Runs `body` once for each chunk on the backend's threads and returns when all have finished. Which thread runs
   /// which chunk is not determined. For work around the operators, such as preparing inputs; `body` may not call

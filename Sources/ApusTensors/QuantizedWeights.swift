@@ -1,5 +1,3 @@
-public import ApusCore
-
 /// How a linear layer's weights are stored as small integers ("codes") in groups:
 ///
 ///     weight = (level(code) - offset) * scale - minimum

@@ -93,7 +93,9 @@ public final class ReferenceBackend: Backend {
   }
 
   public func int8Error(_ weight: any LinearWeight, _ sources: [WeightSource]) -> Double {
-    guard let weight = weight as? Weight, weight.format == .int8PerChannel else { return 0 }
+    // Integers that are taken as they are lose nothing.
+    guard let weight = weight as? Weight, weight.format == .int8PerChannel, sources.allSatisfy({ $0.scales == nil })
+    else { return 0 }
     var (index, error, total) = (0, 0.0, 0.0)
     for source in sources {
       for place in 0..<source.rows * source.columns {

@@ -8,7 +8,8 @@
 // changes no sum.
 //
 // Rows that share K/V (the query heads of a K/V head, for several tokens) form a tile, which passes over the pages
-// once.
+// once. Sequences of few rows whose page tables begin alike share whole pieces too: their rows form a tile for each such
+// piece, and what they have for themselves goes on as before ("cascade" attention; Juravsky et al.: Hydragen, 2024).
 
 #ifndef APUS_LEVEL
 
@@ -20,8 +21,8 @@ enum {
   pages_in_split = APUS_KV_SPLIT / APUS_KV_PAGE_SIZE,
 };
 
-// Tokens of a sequence, one K/V head, a run of pieces.
-typedef struct {
+// Tokens of a sequence, one K/V head, a run of pieces. Where pieces go apart, an item has one piece.
+typedef struct attention_item {
   int32_t sequence;
   int32_t head;
   int32_t token;
@@ -31,6 +32,9 @@ typedef struct {
   // Where the piece's result goes until it is joined with the others, counted in rows; negative when the item has
   // all.
   int64_t partial;
+  // The sequences that share the piece, this one first; 0 for this one alone.
+  int32_t members;
+  const struct attention_item *member;
 } attention_item;
 
 // Rows of an item whose pieces were done apart.
@@ -72,6 +76,8 @@ typedef struct {
   int32_t *high;
   float *part_max;
   float *part_sum;
+  // Where the row's part goes until it is joined, counted in rows.
+  int32_t *place;
   float *state_max;
   float *state_sum;
   // K/V of 8 bits: the keys of four pages and the values of a piece as bfloat16, and the piece's scales of both.
@@ -93,9 +99,9 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   m->field = base ? (void *)(base + used) : NULL;                                   \
   used += (size_t)apus_round_up((int64_t)(count) * 4, 64)
   m->rows = rows;
-  m->q_stride = odd_lines(kv->compute == APUS_FLOAT16 ? 2 * kv->key_units : kv->key_units);
+  m->q_stride = odd_lines(kv->compute == APUS_FLOAT32 ? kv->key_units : 2 * kv->key_units);
   m->score_stride = odd_lines(APUS_KV_SPLIT);
-  m->weight_stride = odd_lines(kv->compute == APUS_BFLOAT16 ? APUS_KV_SPLIT / 2 : APUS_KV_SPLIT);
+  m->weight_stride = odd_lines(APUS_KV_SPLIT);
   APUS_TAKE(q, rows * m->q_stride);
   APUS_TAKE(scores, rows * m->score_stride);
   APUS_TAKE(weights, rows * m->weight_stride);
@@ -106,6 +112,7 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   APUS_TAKE(high, rows);
   APUS_TAKE(part_max, rows);
   APUS_TAKE(part_sum, rows);
+  APUS_TAKE(place, rows);
   APUS_TAKE(state_max, rows);
   APUS_TAKE(state_sum, rows);
   if (kv->narrow) {
@@ -162,6 +169,59 @@ static void join_task(void *argument, int chunk, int thread) {
   region->join(&region->call, &region->call.joins[chunk], &m);
 }
 
+// Which pieces a sequence of few rows shares with others.
+typedef struct {
+  // Sequences with equal leaders share pieces; the first of them is the leader.
+  int32_t leader;
+  // The next sequence of the same leader, or -1; for a leader also the last one.
+  int32_t next;
+  int32_t last;
+  // Pieces at the beginning that are shared; a leader has the most that any of its followers has.
+  int32_t shared;
+} sharing;
+
+// Finds sequences whose page tables begin with the same whole pieces, all positions of which each of their rows sees.
+// Returns how many sequences share pieces.
+static int32_t find_sharing(
+    apus_context *context, const apus_attention_arguments *a, int32_t tile_tokens, sharing **found) {
+  enum { slots = 1024 };
+  *found = NULL;
+  if (a->is_plain || a->window > 0 || a->sequences < 2) return 0;
+  sharing *list = apus_scratch_reserve(
+      &context->shared[2], (size_t)a->sequences * sizeof(sharing) + slots * sizeof(int32_t));
+  int32_t *heads = (int32_t *)(void *)(list + a->sequences);
+  memset(heads, 0xff, slots * sizeof(int32_t));
+  int32_t sharers = 0;
+  for (int32_t s = 0; s < a->sequences; s++) {
+    list[s] = (sharing){-1, -1, s, 0};
+    int32_t tokens = a->row_start[s + 1] - a->row_start[s];
+    int32_t whole = (a->start[s] + 1) / APUS_KV_SPLIT;
+    // More rows fill tiles of their own.
+    if (tokens <= 0 || tokens > apus_max(1, tile_tokens / 2) || whole == 0) continue;
+    const int32_t *pages = a->pages + a->page_offset[s];
+    // A slot may be taken by another beginning: then this one goes its own way.
+    int32_t *head = &heads[(uint32_t)pages[0] * 2654435761u >> 22];
+    if (*head < 0) *head = s;
+    list[s].leader = *head;
+    if (*head == s) continue;
+    sharing *leader = &list[*head];
+    int32_t most = (int32_t)apus_min(whole, (a->start[*head] + 1) / APUS_KV_SPLIT), n = 0;
+    const int32_t *first = a->pages + a->page_offset[*head];
+    while (n < most && memcmp(pages + n * pages_in_split, first + n * pages_in_split, pages_in_split * 4) == 0) n++;
+    if (n == 0) {
+      list[s].leader = -1;
+      continue;
+    }
+    sharers += leader->shared == 0 ? 2 : 1;
+    list[s].shared = n;
+    leader->shared = (int32_t)apus_max(leader->shared, n);
+    list[leader->last].next = s;
+    leader->last = s;
+  }
+  *found = list;
+  return sharers;
+}
+
 void apus_attention(
     apus_context *context, const apus_kv *kv, const float *q, int64_t q_stride, float *out, int64_t out_stride,
     const apus_attention_arguments *arguments) {
@@ -186,14 +246,66 @@ void apus_attention(
   // Pieces go apart where tiles are too few to share evenly, within reason for memory.
   int apart = context->threads > 1 && tiles < 8 * context->threads && pieces > tiles
       && partial_rows * partial_stride < ((int64_t)16 << 20);
-  int64_t count = apart ? pieces : tiles;
-  attention_item *items = apus_scratch_reserve(
-      &context->shared[0], (size_t)count * sizeof(attention_item) + (size_t)tiles * sizeof(join_item));
-  join_item *joins = (join_item *)(void *)(items + count);
+  sharing *list = NULL;
+  int cascades = partial_rows * partial_stride < ((int64_t)16 << 20)
+      && find_sharing(context, arguments, tile_tokens, &list) > 0;
+  // Items, then joins, then members of items.
+  int64_t count = apart || cascades ? pieces : tiles;
+  size_t item_bytes = (size_t)count * sizeof(attention_item), join_bytes = (size_t)tiles * sizeof(join_item);
+  char *plan = apus_scratch_reserve(
+      &context->shared[0], item_bytes + join_bytes + (cascades ? (size_t)pieces * sizeof(attention_item) : 0));
+  attention_item *items = (attention_item *)(void *)plan;
+  join_item *joins = (join_item *)(void *)(plan + item_bytes);
+  attention_item *members = (attention_item *)(void *)(plan + item_bytes + join_bytes);
   int64_t item_count = 0, join_count = 0, row = 0;
+  // What sequences share, and where each one's parts go: [heads][pieces][rows].
+  for (int32_t s = 0; cascades && s < arguments->sequences; s++) {
+    if (list[s].leader != s || list[s].shared == 0) continue;
+    for (int32_t own = s; own >= 0; own = list[own].next) {
+      int32_t tokens = arguments->row_start[own + 1] - arguments->row_start[own];
+      int32_t splits = (arguments->start[own] + tokens - 1) / APUS_KV_SPLIT + 1;
+      list[own].last = (int32_t)row;
+      row += (int64_t)kv->kv_heads * splits * tokens * group;
+    }
+    for (int32_t head = 0; head < kv->kv_heads; head++) {
+      for (int32_t split = 0; split < list[s].shared; split++) {
+        attention_item *item = NULL;
+        int64_t rows = 0;
+        for (int32_t own = s; own >= 0; own = list[own].next) {
+          if (list[own].shared <= split) continue;
+          int32_t tokens = arguments->row_start[own + 1] - arguments->row_start[own];
+          int32_t splits = (arguments->start[own] + tokens - 1) / APUS_KV_SPLIT + 1;
+          int64_t place = list[own].last + ((int64_t)head * splits + split) * tokens * group;
+          if (!item || rows + (int64_t)tokens * group > apus_max(tile_rows, group)) {
+            item = &items[item_count++];
+            *item = (attention_item){own, head, 0, tokens, split, split, place, 0, members};
+            rows = 0;
+          }
+          *members++ = (attention_item){own, head, 0, tokens, split, split, place, 0, NULL};
+          item->members++;
+          rows += (int64_t)tokens * group;
+        }
+      }
+    }
+  }
   for (int32_t s = 0; s < arguments->sequences; s++) {
     int32_t tokens = arguments->row_start[s + 1] - arguments->row_start[s];
     if (tokens <= 0) continue;
+    if (cascades && list[s].shared > 0) {
+      // What the sequence has for itself.
+      int32_t splits = (arguments->start[s] + tokens - 1) / APUS_KV_SPLIT + 1;
+      for (int32_t head = 0; head < kv->kv_heads; head++) {
+        int64_t place = list[s].last + (int64_t)head * splits * tokens * group;
+        attention_item item = {s, head, 0, tokens, 0, splits - 1, place, 0, NULL};
+        joins[join_count++] = (join_item){item, splits};
+        for (int32_t split = list[s].shared; split < splits; split++) {
+          item.first_split = item.last_split = split;
+          item.partial = place + (int64_t)split * tokens * group;
+          items[item_count++] = item;
+        }
+      }
+      continue;
+    }
     // The last tile sees most and comes first.
     for (int32_t token = (tokens - 1) / tile_tokens * tile_tokens; token >= 0; token -= tile_tokens) {
       int32_t here = (int32_t)apus_min(tile_tokens, tokens - token);
@@ -201,7 +313,7 @@ void apus_attention(
       int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
       int32_t last = (position + here - 1) / APUS_KV_SPLIT;
       for (int32_t head = 0; head < kv->kv_heads; head++) {
-        attention_item item = {s, head, token, here, first, last, -1};
+        attention_item item = {s, head, token, here, first, last, -1, 0, NULL};
         if (!apart || first == last) {
           items[item_count++] = item;
           continue;
@@ -331,15 +443,21 @@ APUS_INLINE void FN(weigh)(
     vf p = sees ? FN(exp)(FN(load)(scores + page * 16) - largest) : (vf)0;
     uint32_t *weights = m->weights + r * m->weight_stride;
     if (c->kv->compute == APUS_BFLOAT16) {
-      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+      vf weight = p;
       if (c->kv->narrow) {
         // Positions that are not seen may have any scale, even NaN.
         vf scaled = p * FN(load)(m->value_scales + page * 16);
-        FN(store_bf16_activations)(halves, p == 0.0f ? p : scaled);
-      } else {
-        FN(store_bf16_activations)(halves, p);
-        p = FN(load_bf16)(halves);
+        weight = p == 0.0f ? p : scaled;
       }
+#if APUS_LEVEL >= 3
+      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+      FN(store_bf16_activations)(halves, weight);
+      if (!c->kv->narrow) p = FN(load_bf16)(halves);
+#else
+      weight = FN(bf16_activations)(weight);
+      FN(store)((float *)(void *)weights + page * 16, weight);
+      if (!c->kv->narrow) p = weight;
+#endif
     } else {
       FN(store)((float *)(void *)weights + page * 16, p);
     }
@@ -358,12 +476,19 @@ APUS_INLINE void FN(fetch)(const uint32_t *from, int64_t words) {
 
 // Numbers of 8 bits as bfloat16, which holds them exactly; `count` is a multiple of 16.
 APUS_INLINE void FN(widen)(apus_dtype dtype, const uint32_t *from, uint32_t *to, int64_t count) {
-  typedef uint8_t vb __attribute__((ext_vector_type(16), aligned(1), may_alias));
-  const uint8_t *bytes = (const uint8_t *)(const void *)from;
+  typedef int8_t vb __attribute__((ext_vector_type(16), aligned(1), may_alias));
+  const char *bytes = (const char *)from;
   uint16_t *halves = (uint16_t *)(void *)to;
+  if (dtype == APUS_INT8) {
+    for (int64_t i = 0; i < count; i += 16) {
+      vf x = __builtin_convertvector(__builtin_convertvector(*(const vb *)(const void *)(bytes + i), vi), vf);
+      *(vh_at *)(halves + i) = __builtin_convertvector(__builtin_bit_cast(vu, x) >> 16, vh);
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; i += 16) {
-    vu codes = __builtin_convertvector(*(const vb *)(const void *)(bytes + i), vu);
-    vf x = dtype == APUS_INT8 ? __builtin_convertvector((vi)(codes << 24) >> 24, vf) : FN(from_float8)(codes);
+    vi codes = __builtin_convertvector(*(const vb *)(const void *)(bytes + i), vi);
+    vf x = FN(from_float8)((vu)codes);
     *(vh_at *)(halves + i) = __builtin_convertvector(__builtin_bit_cast(vu, x) >> 16, vh);
   }
 }
@@ -376,10 +501,14 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
     if (c->kv->compute == APUS_FLOAT16 && d % 2 != 0) to[d] = 0;
     return;
   }
-  uint16_t *halves = (uint16_t *)(void *)to;
   // The row's memory is padded to whole vectors.
   for (int64_t i = 0; i < d; i += 16) {
-    FN(store_bf16_activations)(halves + i, FN(load_some)(q + i, apus_min(16, d - i)));
+    vf x = FN(load_some)(q + i, apus_min(16, d - i));
+#if APUS_LEVEL >= 3
+    FN(store_bf16_activations)((uint16_t *)(void *)to + i, x);
+#else
+    FN(store)((float *)(void *)to + i, FN(bf16_activations)(x));
+#endif
   }
 }
 
@@ -470,17 +599,23 @@ APUS_INLINE const uint32_t *FN(page_values)(
     const apus_kv *kv = c->kv;                                                                                      \
     const apus_attention_arguments *batch = c->batch;                                                               \
     const int32_t *table = batch->pages + batch->page_offset[item->sequence];                                       \
-    int64_t rows = (int64_t)item->tokens * c->group;                                                                \
-    int32_t first_position = batch->start[item->sequence] + item->token;                                            \
-    int32_t end_position = first_position + item->tokens;                                                           \
-    for (int64_t r = 0; r < rows; r++) {                                                                            \
-      int64_t token = batch->row_start[item->sequence] + item->token + r / c->group;                                \
-      int64_t head = (int64_t)item->head * c->group + r % c->group;                                                 \
-      FN(take_q)(c, c->q + token * c->q_stride + head * kv->head_dimension, m->q + r * m->q_stride);                \
-      int32_t position = first_position + (int32_t)(r / c->group);                                                  \
-      m->low[r] = lowest_position(batch, position);                                                                 \
-      m->high[r] = position + 1;                                                                                    \
-      m->state_sum[r] = 0;                                                                                          \
+    int64_t rows = 0;                                                                                               \
+    int32_t end_position = 0;                                                                                       \
+    const attention_item *members = item->members > 0 ? item->member : item;                                        \
+    for (int32_t i = 0; i < (item->members > 0 ? item->members : 1); i++) {                                         \
+      const attention_item *own = &members[i];                                                                      \
+      int32_t first_position = batch->start[own->sequence] + own->token;                                            \
+      end_position = (int32_t)apus_max(end_position, first_position + own->tokens);                                 \
+      for (int64_t n = 0; n < (int64_t)own->tokens * c->group; n++, rows++) {                                       \
+        int64_t token = batch->row_start[own->sequence] + own->token + n / c->group;                                \
+        int64_t head = (int64_t)own->head * c->group + n % c->group;                                                \
+        FN(take_q)(c, c->q + token * c->q_stride + head * kv->head_dimension, m->q + rows * m->q_stride);           \
+        int32_t position = first_position + (int32_t)(n / c->group);                                                \
+        m->low[rows] = lowest_position(batch, position);                                                            \
+        m->high[rows] = position + 1;                                                                               \
+        m->place[rows] = (int32_t)(own->partial + n);                                                               \
+        m->state_sum[rows] = 0;                                                                                     \
+      }                                                                                                             \
     }                                                                                                               \
     int64_t row_tiles = apus_ceil_div(rows, APUS_TILE_ROWS);                                                        \
     /* Few rows wait for memory: they ask for the pages that follow. Many rows compute longer than that takes. */   \
@@ -549,7 +684,8 @@ APUS_INLINE const uint32_t *FN(page_values)(
         FN(fetch)(apus_kv_keys(kv, table[page], item->head), kv->key_units * APUS_KV_PAGE_SIZE);                    \
       }                                                                                                             \
       for (int64_t column = 0; column < kv->value_columns;) {                                                       \
-        int vectors = kv->value_columns - column >= 16 * APUS_VALUE_VECTORS ? APUS_VALUE_VECTORS : 1;               \
+        int vectors = rows == 1 ? APUS_VECTORS(1, APUS_VALUE_VECTORS) : APUS_VALUE_VECTORS;                         \
+        if (kv->value_columns - column < 16 * vectors) vectors = 1;                                                 \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(value_rows_##FORMAT)(                                                                                  \
@@ -561,7 +697,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
       for (int64_t r = 0; r < rows; r++) {                                                                          \
         const float *part = m->part + r * kv->value_columns;                                                        \
         if (item->partial >= 0) {                                                                                   \
-          float *partial = c->partials + (item->partial + r) * c->partial_stride;                                   \
+          float *partial = c->partials + m->place[r] * c->partial_stride;                                           \
           partial[0] = m->part_max[r];                                                                              \
           partial[1] = m->part_sum[r];                                                                              \
           memcpy(partial + 2, part, (size_t)kv->value_columns * 4);                                                 \
@@ -592,17 +728,21 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #endif
 
 #undef APUS_SCORES
-#define APUS_SCORES(FORMAT, N, AHEAD)                                                                               \
+#define APUS_SCORES(FORMAT, N, FETCHES)                                                                             \
   case N:                                                                                                           \
-    for (int v = 0; v < count; v += APUS_SCORE_VECTORS) {                                                           \
+    for (int v = 0; v < count; v += APUS_VECTORS(N, APUS_SCORE_VECTORS)) {                                          \
       FN(score_##FORMAT)(                                                                                           \
-          N, APUS_SCORE_VECTORS, AHEAD, m, row, pages + v, ahead + v, index + v, count - v, units);                 \
+          N, APUS_VECTORS(N, APUS_SCORE_VECTORS), FETCHES ? APUS_VECTORS(N, APUS_SCORE_VECTORS) : 0, m, row,        \
+          pages + v, ahead + v, index + v, count - v, units);                                                       \
     }                                                                                                               \
     break;
+// One row alone has few sums; several vectors keep the multipliers busy while a sum waits for itself.
+#undef APUS_VECTORS
+#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_LEVEL > 0 ? 4 : MANY)
 #undef APUS_SCORE_CASE
 #define APUS_SCORE_CASE(FORMAT, N) APUS_SCORES(FORMAT, N, 0)
 #undef APUS_SCORE_CASE_FETCH
-#define APUS_SCORE_CASE_FETCH(FORMAT, N) APUS_SCORES(FORMAT, N, APUS_SCORE_VECTORS)
+#define APUS_SCORE_CASE_FETCH(FORMAT, N) APUS_SCORES(FORMAT, N, 1)
 #undef APUS_VALUES
 #define APUS_VALUES(FORMAT, N, VECTORS, AHEAD)                                                                      \
   case N:                                                                                                           \
@@ -611,9 +751,10 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #undef APUS_VALUE_CASE_1
 #define APUS_VALUE_CASE_1(FORMAT, N) APUS_VALUES(FORMAT, N, 1, 0)
 #undef APUS_VALUE_CASE_N
-#define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, 0)
+#define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), 0)
 #undef APUS_VALUE_CASE_FETCH
-#define APUS_VALUE_CASE_FETCH(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VALUE_VECTORS, APUS_VALUE_VECTORS)
+#define APUS_VALUE_CASE_FETCH(FORMAT, N) \
+  APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), APUS_VECTORS(N, APUS_VALUE_VECTORS))
 #undef APUS_EACH_ROWS
 #if APUS_TILE_ROWS == 6
 #define APUS_EACH_ROWS(CASE, FORMAT) \
@@ -626,6 +767,6 @@ APUS_INLINE const uint32_t *FN(page_values)(
 
 APUS_ATTEND(float32, 1)
 APUS_ATTEND(float16, 2)
-APUS_ATTEND(bfloat16, 1)
+APUS_ATTEND(bfloat16, APUS_WIDE_WORDS)
 
 #endif

@@ -347,7 +347,8 @@ static int is_wide(const apus_context *context, codes_class class) {
 void apus_codes_run(
     apus_context *context, const apus_codes *codes, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride) {
-  int64_t unit_words = codes->class == class_float8 || is_wide(context, codes->class) ? 2 : 1;
+  int64_t unit_words = is_wide(context, codes->class) ? 2 : 1;
+  if (codes->class == class_float8) unit_words = context->isa < APUS_ISA_AVX512_BF16 ? 4 : 2;
   int64_t stride = apus_round_up(codes->subs * 8 * unit_words, 16);
   // An odd number of cache lines between rows spreads a tile's rows over the cache's sets.
   if (stride / 16 % 2 == 0) stride += 16;
@@ -410,8 +411,13 @@ static void FN(codes_prepare)(const codes_call *a, int64_t row) {
     }
     memset(numbers + count, 0, (size_t)(padded - count) * 4);
     if (c->class == class_float8) {
-      uint16_t *halves = (uint16_t *)(void *)x + b * length;
-      for (int64_t i = 0; i < padded; i += 16) FN(store_bf16_activations)(halves + i, FN(load)(numbers + i));
+      for (int64_t i = 0; i < padded; i += 16) {
+#if APUS_LEVEL >= 3
+        FN(store_bf16_activations)((uint16_t *)(void *)x + b * length + i, FN(load)(numbers + i));
+#else
+        FN(store)((float *)(void *)x + b * length + i, FN(bf16_activations)(FN(load)(numbers + i)));
+#endif
+      }
       continue;
     }
     vf most = 0;
@@ -678,8 +684,7 @@ APUS_INLINE void FN(codes_tile)(
     APUS_UNROLL for (int v = 0; v < 4; v++) total[i][v] = 0;
   }
   const uint32_t *x = a->x + row * a->x_stride;
-  const int64_t unit_words = class == class_float8 ? 2
-      : APUS_LEVEL < 3 && (APUS_LEVEL == 0 || class == class_8 || class == class_4_levels) ? 2 : 1;
+  const int64_t unit_words = APUS_LEVEL < 3 && (APUS_LEVEL == 0 || class == class_8 || class == class_4_levels) ? 2 : 1;
   int64_t used = apus_min(4, apus_ceil_div(c->outputs - panel * codes_panel, 16));
   int64_t group_subs = layout->group >= layout->block ? layout->block / codes_sub : layout->group / codes_sub;
   for (int64_t b = 0; b < c->blocks; b++) {
@@ -797,7 +802,8 @@ APUS_INLINE void FN(float8_tile)(
   for (int64_t b = 0; b < c->blocks; b++) {
     const uint8_t *data = block_data(c, panel, b);
     int64_t subs = subs_of_block(c, b);
-    const uint32_t *block_x = x + b * (layout->block / 2);
+    const int64_t unit_words = 2 * APUS_WIDE_WORDS;
+    const uint32_t *block_x = x + b * (layout->block / 4) * unit_words;
     for (int64_t v0 = 0; v0 < used; v0 += vectors) {
       const uint8_t *w = data + c->header_bytes + v0 * c->vector_bytes;
       int64_t group = 0;
@@ -809,7 +815,7 @@ APUS_INLINE void FN(float8_tile)(
         int64_t end = apus_min(subs, sub + group_subs);
         for (; sub < end; sub++) {
           _Pragma("clang loop unroll(disable)") for (int u = 0; u < 8; u++) {
-            const uint32_t *unit_x = block_x + (sub * 8 + u) * 2;
+            const uint32_t *unit_x = block_x + (sub * 8 + u) * unit_words;
             APUS_UNROLL for (int v = 0; v < vectors; v++) {
               const uint8_t *from = w + sub * c->sub_bytes + v * c->vector_bytes + u * 64;
               if (fetches) __builtin_prefetch(from + 4096, 0, 3);
@@ -821,17 +827,14 @@ APUS_INLINE void FN(float8_tile)(
                 sums[i][v] = FN(step_bfloat16)(sums[i][v], unit_x + i * a->x_stride + 1, second);
               }
 #else
-              vf n0 = FN(float8_number)(codes, 24), n1 = FN(float8_number)(codes, 8);
-              APUS_UNROLL for (int i = 0; i < rows; i++) {
-                uint32_t pair = unit_x[i * a->x_stride];
-                sums[i][v] = FN(fma)(__builtin_bit_cast(vf, (vu)(pair & 0xffff0000u)), n1, sums[i][v]);
-                sums[i][v] = FN(fma)(__builtin_bit_cast(vf, (vu)(pair << 16)), n0, sums[i][v]);
-              }
-              vf n2 = FN(float8_number)(codes, 16), n3 = FN(float8_number)(codes, 0);
-              APUS_UNROLL for (int i = 0; i < rows; i++) {
-                uint32_t pair = unit_x[i * a->x_stride + 1];
-                sums[i][v] = FN(fma)(__builtin_bit_cast(vf, (vu)(pair & 0xffff0000u)), n3, sums[i][v]);
-                sums[i][v] = FN(fma)(__builtin_bit_cast(vf, (vu)(pair << 16)), n2, sums[i][v]);
+              APUS_UNROLL for (int pair = 0; pair < 2; pair++) {
+                vf first = FN(float8_number)(codes, pair ? 16 : 24), second = FN(float8_number)(codes, pair ? 0 : 8);
+                APUS_UNROLL for (int i = 0; i < rows; i++) {
+                  float value[2];
+                  memcpy(value, unit_x + i * a->x_stride + 2 * pair, 8);
+                  sums[i][v] = FN(fma)((vf)value[1], second, sums[i][v]);
+                  sums[i][v] = FN(fma)((vf)value[0], first, sums[i][v]);
+                }
               }
 #endif
             }

@@ -252,7 +252,8 @@ void apus_linear_run(
       || (weight->format == APUS_FLOAT16 && weight->inputs % 2 != 0);
   if (copies) {
     // An odd number of cache lines between rows spreads a tile's rows over the cache's sets.
-    int64_t words = weight->format == APUS_FLOAT16 ? 2 * weight->units : weight->units;
+    int is_wide = weight->format == APUS_FLOAT16 || context->isa < APUS_ISA_AVX512_BF16;
+    int64_t words = is_wide ? 2 * weight->units : weight->units;
     int64_t stride = apus_round_up(words, 16);
     if (stride / 16 % 2 == 0) stride += 16;
     char *scratch = apus_scratch_reserve(&context->shared[0], (size_t)(rows * (stride + 1)) * 4);
@@ -297,6 +298,7 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
       memcpy(out, x, (size_t)inputs * 4);
       if (inputs % 2 != 0) out[inputs] = 0;
     } else if (a->weight->format == APUS_BFLOAT16) {
+#if APUS_LEVEL >= 3
       uint16_t *halves = (uint16_t *)(void *)out;
       for (int64_t i = 0; i < whole; i += 16) FN(store_bf16_activations)(halves + i, FN(load)(x + i));
       if (whole < inputs) {
@@ -304,6 +306,15 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
         FN(store_bf16_activations)(last, FN(load_some)(x + whole, inputs - whole));
         memcpy(halves + whole, last, (size_t)apus_round_up(inputs - whole, 2) * 2);
       }
+#else
+      float *wide = (float *)(void *)out;
+      for (int64_t i = 0; i < whole; i += 16) FN(store)(wide + i, FN(bf16_activations)(FN(load)(x + i)));
+      if (whole < inputs) {
+        float last[16];
+        FN(store)(last, FN(bf16_activations)(FN(load_some)(x + whole, inputs - whole)));
+        memcpy(wide + whole, last, (size_t)apus_round_up(inputs - whole, 2) * 4);
+      }
+#endif
     } else {
       vf most = 0;
       for (int64_t i = 0; i < inputs; i += 16) {
@@ -316,15 +327,23 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
       if (!(factor <= 3.0e38f)) factor = 0;
       a->scales[r] = factor > 0 ? largest / 127.0f : 0;
       uint8_t *bytes = (uint8_t *)(void *)out;
+#if APUS_LEVEL >= 3
       typedef uint8_t vb __attribute__((ext_vector_type(16)));
+#endif
       for (int64_t i = 0; i < inputs; i += 16) {
         vf v = FN(load_some)(x + i, apus_min(16, inputs - i)) * factor;
         v = v > 127.0f ? (vf)127.0f : v;
         v = v < -127.0f ? (vf)-127.0f : v;
         // As in `round`, the integer is in the low bits of the sum.
         vu q = __builtin_bit_cast(vu, v + 12582912.0f) + 128u;
+#if APUS_LEVEL >= 3
         vb b = __builtin_convertvector(q & 0xffu, vb);
         memcpy(bytes + i, &b, (size_t)apus_min(16, apus_round_up(inputs - i, 4)));
+#else
+        vh h = __builtin_convertvector(q & 0xffu, vh);
+        h = __builtin_shufflevector(h, h, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+        memcpy(bytes + 2 * i, &h, 2 * (size_t)apus_min(16, apus_round_up(inputs - i, 4)));
+#endif
       }
     }
   }
@@ -446,8 +465,8 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 
 APUS_PANEL(float32, vf, 1, result)
 APUS_PANEL(float16, vf, 2, result)
-APUS_PANEL(bfloat16, vf, 1, result)
-APUS_PANEL(int8, vi, 1, result_int8)
+APUS_PANEL(bfloat16, vf, APUS_WIDE_WORDS, result)
+APUS_PANEL(int8, vi, APUS_WIDE_WORDS, result_int8)
 
 // MARK: Packing
 

@@ -26,6 +26,16 @@
 #define APUS_TILE_VECTORS_MANY 1
 #endif
 
+// Words of x for a unit of bfloat16 and of int8. Instructions for them take a unit as it is. Others want its numbers
+// ready to be broadcast from memory, which costs no arithmetic unit: as two float32, and as two pairs of 16 bits, inputs
+// 0 and 2 and inputs 1 and 3.
+#undef APUS_WIDE_WORDS
+#if APUS_LEVEL >= 3
+#define APUS_WIDE_WORDS 1
+#else
+#define APUS_WIDE_WORDS 2
+#endif
+
 APUS_INLINE vf FN(step_float32)(vf sum, const uint32_t *x, vu w) {
   float value;
   memcpy(&value, x, 4);
@@ -45,10 +55,10 @@ APUS_INLINE vf FN(step_bfloat16)(vf sum, const uint32_t *x, vu w) {
 #if APUS_LEVEL >= 3
   return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)*x), (__m512bh)w);
 #else
-  vf first = __builtin_bit_cast(vf, (vu)(*x << 16));
-  vf second = __builtin_bit_cast(vf, (vu)(*x & 0xffff0000u));
-  sum = FN(fma)(second, __builtin_bit_cast(vf, w & 0xffff0000u), sum);
-  return FN(fma)(first, __builtin_bit_cast(vf, w << 16), sum);
+  float value[2];
+  memcpy(value, x, 8);
+  sum = FN(fma)((vf)value[1], __builtin_bit_cast(vf, w & 0xffff0000u), sum);
+  return FN(fma)((vf)value[0], __builtin_bit_cast(vf, w << 16), sum);
 #endif
 }
 
@@ -57,14 +67,14 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 #if APUS_LEVEL >= 3
   return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)*x), (__m512i)w);
 #elif APUS_LEVEL == 2
-  __m512i even = _mm512_set1_epi32((int)(*x & 0x00ff00ffu));
-  __m512i odd = _mm512_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m512i even = _mm512_set1_epi32((int)x[0]);
+  __m512i odd = _mm512_set1_epi32((int)x[1]);
   __m512i w_even = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)w, 8), 8);
   __m512i w_odd = _mm512_srai_epi16((__m512i)w, 8);
   return sum + (vi)_mm512_madd_epi16(even, w_even) + (vi)_mm512_madd_epi16(odd, w_odd);
 #elif APUS_LEVEL == 1
-  __m256i even = _mm256_set1_epi32((int)(*x & 0x00ff00ffu));
-  __m256i odd = _mm256_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m256i even = _mm256_set1_epi32((int)x[0]);
+  __m256i odd = _mm256_set1_epi32((int)x[1]);
   __m256i parts[2];
   memcpy(parts, &w, 64);
   APUS_UNROLL
@@ -77,8 +87,8 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
   memcpy(&products, parts, 64);
   return sum + products;
 #elif defined(__SSE2__)
-  __m128i even = _mm_set1_epi32((int)(*x & 0x00ff00ffu));
-  __m128i odd = _mm_set1_epi32((int)(*x >> 8 & 0x00ff00ffu));
+  __m128i even = _mm_set1_epi32((int)x[0]);
+  __m128i odd = _mm_set1_epi32((int)x[1]);
   __m128i parts[4];
   memcpy(parts, &w, 64);
   APUS_UNROLL
@@ -92,10 +102,10 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
   return sum + products;
 #else
   vi s = __builtin_bit_cast(vi, w);
-  sum += (vi)(int32_t)(*x & 0xffu) * (s << 24 >> 24);
-  sum += (vi)(int32_t)(*x >> 8 & 0xffu) * (s << 16 >> 24);
-  sum += (vi)(int32_t)(*x >> 16 & 0xffu) * (s << 8 >> 24);
-  return sum + (vi)(int32_t)(*x >> 24) * (s >> 24);
+  sum += (vi)(int32_t)(x[0] & 0xffffu) * (s << 24 >> 24);
+  sum += (vi)(int32_t)(x[1] & 0xffffu) * (s << 16 >> 24);
+  sum += (vi)(int32_t)(x[0] >> 16) * (s << 8 >> 24);
+  return sum + (vi)(int32_t)(x[1] >> 16) * (s >> 24);
 #endif
 }
 
@@ -128,5 +138,5 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 
 APUS_TILE(float32, vf, 1)
 APUS_TILE(float16, vf, 2)
-APUS_TILE(bfloat16, vf, 1)
-APUS_TILE(int8, vi, 1)
+APUS_TILE(bfloat16, vf, APUS_WIDE_WORDS)
+APUS_TILE(int8, vi, APUS_WIDE_WORDS)

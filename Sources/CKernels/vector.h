@@ -141,6 +141,13 @@ APUS_INLINE vf FN(load_bf16)(const uint16_t *from) {
   return __builtin_bit_cast(vf, wide << 16);
 }
 
+// Activations as `store_bf16_activations` rounds them, as float32.
+APUS_INLINE vf FN(bf16_activations)(vf x) {
+  vu bits = __builtin_bit_cast(vu, x);
+  vu kept = (bits & 0x7f800000u) == 0u ? bits & 0x80000000u : bits;
+  return __builtin_bit_cast(vf, FN(bf16_bits)(__builtin_bit_cast(vf, kept)) << 16);
+}
+
 APUS_INLINE vf FN(from_f16)(vh half) {
 #if APUS_LEVEL >= 2
   return (vf)_mm512_cvtph_ps(__builtin_bit_cast(__m256i, half));

@@ -232,10 +232,12 @@ func load(_ path: String, _ configure: (inout ModelOptions) -> Void = { _ in }) 
 
 let prompt: [TokenID] = [3, 60, 7, 7, 1, 42, 0, 13, 22, 9]
 
-/// Logits of a model as its files store it, or with all its weights as plain numbers of a type.
 func logits(_ path: String, dtype: DType? = nil) throws -> [[Float]] {
-  let model = try load(path) { ($0.dtype, $0.quantization) = (dtype, dtype == nil ? .stored : .dense) }
-  return try model.steps.promptLogits(prompt, positions: [0, 4, 9])
+  try load(path) {
+    $0.dtype = dtype
+    // With a type, the numbers that the file stands for.
+    if dtype != nil { $0.quantization = .dense }
+  }.steps.promptLogits(prompt, positions: [0, 4, 9])
 }
 
 @discardableResult

@@ -225,6 +225,37 @@ struct AttentionCase {
     }
   }
 
+  /// Sequences whose first two pieces, or first one, lie in the same pages.
+  @Test(arguments: levels, dtypes)
+  func sharedPagesChangeNothing(level: InstructionSet, dtype: DType) throws {
+    var generator = Generator(24)
+    for (shape, newTokens) in [
+      (AttentionShape(queryHeads: 6, kvHeads: 2, headDimension: 40, scale: 0.2), 1),
+      (AttentionShape(queryHeads: 2, kvHeads: 2, headDimension: 64, scale: 0.2), 3),
+    ] {
+      var problem = AttentionCase(&generator, shape: shape, dtype: dtype, lengths: [600, 530, 45, 700, 400, 512])
+      let columns = shape.kvHeads * shape.headDimension
+      for (s, shared) in [(1, 512), (3, 512), (4, 256), (5, 512)] {
+        problem.keys[s].replaceSubrange(0..<shared * columns, with: problem.keys[0].prefix(shared * columns))
+        problem.values[s].replaceSubrange(0..<shared * columns, with: problem.values[0].prefix(shared * columns))
+        problem.tables[s].replaceSubrange(0..<shared / 16, with: problem.tables[0].prefix(shared / 16))
+      }
+      let parts = [3, 0, 2, 4, 1, 5].map { s in
+        (sequence: s, positions: problem.lengths[s] - newTokens..<problem.lengths[s])
+      }
+      let single = try makeBackend(level, threads: 1)
+      let singleLayer = try problem.makeLayer(single)
+      let alone = try parts.map { try problem.attend(single, singleLayer, [$0])[0] }
+      for threads in [1, 2, 7] {
+        for shares in [true, false] {
+          let backend = try CPUBackend(threads: threads, isa: level, sharesPrefixes: shares)
+          let together = try problem.attend(backend, try problem.makeLayer(backend), parts)
+          #expect(together == alone, "seed 24, \(shape), \(threads) threads")
+        }
+      }
+    }
+  }
+
   @Test(arguments: levels, dtypes)
   func copiedPagesAttendAlike(level: InstructionSet, dtype: DType) throws {
     let backend = try makeBackend(level)

@@ -12,10 +12,15 @@ struct Bench: AsyncParsableCommand {
       Examples:
         apus bench serving --base-url http://127.0.0.1:8000 --num-prompts 200 --max-concurrency 16
         apus bench offline models/Qwen2.5-0.5B-Instruct --load-format dummy --num-prompts 64
+        apus bench throughput models/Qwen2.5-0.5B-Instruct --load-format dummy --quantization int4
+        apus bench kernels --format int4 --rows 1
         apus bench startup models/Qwen2.5-0.5B-Instruct --repeats 5
         apus bench eval --dtype float32
       """,
-    subcommands: [BenchServing.self, BenchOffline.self, BenchScheduler.self, BenchStartup.self, BenchEval.self])
+    subcommands: [
+      BenchServing.self, BenchOffline.self, BenchThroughput.self, BenchKernels.self, BenchScheduler.self,
+      BenchStartup.self, BenchEval.self,
+    ])
 }
 
 /// `apus bench serving`

@@ -1,4 +1,3 @@
-public import ApusCore
 public import ApusTensors
 
 /// How GGUF's quantised types stay quantised when they are packed.

@@ -43,9 +43,12 @@ public final class WeightLoader {
   public let dtype: DType
   private let store: any WeightStore
   private let layerFormat: WeightFormat
+  /// Whether what the checkpoint stores quantised is taken as it is.
   private let keepsStored: Bool
-  /// Whether int8 weights of the checkpoint are taken as they are: unless a caller asks for another format.
+  /// Whether int8 weights of the checkpoint with a scale for each output are.
   private let takesInt8: Bool
+  /// Whether any was.
+  public private(set) var hasStoredInt8 = false
   private let progress: ((_ done: Int, _ total: Int) -> Void)?
   private let total: Int
   private var done = 0
@@ -79,7 +82,7 @@ public final class WeightLoader {
       case .codes(let layout): .codes(layout)
       }
     keepsStored = options.quantization == .stored
-    takesInt8 = options.quantization == .stored || options.quantization == .int8
+    takesInt8 = options.quantization == .int8 || (keepsStored && options.dtype == nil)
     self.progress = progress
     total = store.byteCount > 0 ? store.byteCount : expectedBytes
   }
@@ -193,14 +196,15 @@ public final class WeightLoader {
   public func embeddingReader(
     _ name: String, rows: Int, columns: Int
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
-    guard keepsStored else { return nil }
-    return try store.rowReader(name + ".weight", shape: [rows, columns])
+    guard keepsStored, let reader = try store.rowReader(name + ".weight", shape: [rows, columns]) else { return nil }
+    report(bytes: rows * columns * 4)
+    return reader
   }
 
   /// Packs an output layer that is an embedding table which is stored quantised.
   /// - Returns: `nil` if it is not.
   public func tiedOutput(_ name: String, rows: Int, columns: Int) throws(EngineError) -> (any LinearWeight)? {
-    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1)
+    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1, isReported: false)
   }
 
   /// Packs an output layer that is the embedding table.
@@ -222,15 +226,13 @@ public final class WeightLoader {
       guard let source = try store.loadInt8(part.name + ".weight", shape: [part.outputs, inputs]) else { return nil }
       sources.append(source)
     }
+    hasStoredInt8 = true
     return sources
   }
 
   private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {
     var weight = try backend.packLinear(sources, format: format)
-    // Integers of the checkpoint are exact.
-    if format == .int8PerChannel, sources.allSatisfy({ $0.scales == nil }),
-      backend.int8Error(weight, sources) > Self.int8ErrorBound
-    {
+    if format == .int8PerChannel, backend.int8Error(weight, sources) > Self.int8ErrorBound {
       weight = try backend.packLinear(sources, format: .codes(.int8))
       regroupedLayers += 1
     }
@@ -243,7 +245,7 @@ public final class WeightLoader {
   /// Packs matrices as they are stored, each one this rank's share of its outputs.
   /// - Returns: `nil` if none of them is stored quantised, or if plain numbers are asked for.
   private func stored(
-    _ parts: [Part], inputs: Int, rank: Int, ranks: Int
+    _ parts: [Part], inputs: Int, rank: Int, ranks: Int, isReported: Bool = true
   ) throws(EngineError) -> (any LinearWeight)? {
     guard keepsStored else { return nil }
     var quantized: [QuantizedSource?] = []
@@ -263,7 +265,7 @@ public final class WeightLoader {
       if let source {
         if let last = run.last, !last.matches(source) { try finishRun() }
         run.append(source)
-        report(bytes: source.rows * source.columns * 4)
+        if isReported { report(bytes: source.rows * source.columns * 4) }
       } else {
         try finishRun()
         var plain = try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)

@@ -5,13 +5,12 @@ public import ApusTensors
 ///
 /// A matrix for which there are kernels can be had as it is stored (`quantized`). Others, and those of a caller who wants
 /// numbers, are turned into float32 when they are asked for (`load`) and given up once they are packed, so there is never
-/// a second copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is, whether or
-/// not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
+/// a second copy of the model. What is stored decides: a layer whose `.weight` is F32, F16 or BF16 is read as it is,
+/// whether or not the configuration lists it as unquantised; a layer that is listed so is never dequantised.
 ///
-/// W8A8 of compressed-tensors, symmetric int8 with a scale for each output and inputs rounded per token, is the engine's own
-/// int8 format: its integers and scales are taken as they are (`loadInt8`). Other integers with a scale for each output go
-/// through float32 and are packed as bfloat16 unless a caller asks for another format, since `WeightFormat.int8PerChannel`
-/// would compute scales of its own.
+/// W8A8 of compressed-tensors, symmetric int8 with a scale for each output and inputs rounded per token, is the engine's
+/// own int8 format: its integers and scales are taken as they are (`loadInt8`). Other integers with a scale for each
+/// output have no codes and go through float32, since `WeightFormat.int8PerChannel` would compute scales of its own.
 ///
 /// The formulas, all in float32 with the operations in this order (n an output, k an input, g its group):
 /// - GPTQ: w[n, k] = (q[n, k] - z[g, n]) * s[g, n]; g is `g_idx[k]`, or k / group size. q and z are unsigned; z is the

@@ -219,6 +219,28 @@ void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride);
 
+// MARK: Ceilings
+
+/// Products that a machine's peak is measured with.
+typedef enum {
+  /// float32 fused multiply-add.
+  APUS_PRODUCT_FLOAT32 = 0,
+  /// Pairs of bfloat16 numbers; where there are no instructions for them, as float32.
+  APUS_PRODUCT_BFLOAT16 = 1,
+  /// int8: four at a time (VNNI), else as 16-bit pairs.
+  APUS_PRODUCT_INT8 = 2,
+  /// Codes of up to 6 bits times int8: as int8 with VNNI, else pairs summed in 16 bits.
+  APUS_PRODUCT_CODES = 3,
+} apus_product;
+
+/// Reads memory front to back on all threads, with plain vector loads, each thread pieces of 1 MiB. Returns something
+/// that depends on what was read.
+uint64_t apus_read_memory(apus_context *context, const void *memory, size_t bytes);
+
+/// Does independent products in registers on all threads: `rounds` rounds on each. Returns the arithmetic operations
+/// done, a product and a sum being two.
+double apus_do_products(apus_context *context, apus_product product, int64_t rounds);
+
 // MARK: K/V pages and attention
 
 /// Tokens in a K/V page.
@@ -278,6 +300,8 @@ typedef struct {
   /// [query_heads]: a logit for each query head that competes with the positions and has no value, so that a head may
   /// attend to nothing; NULL for none.
   const float *sinks;
+  /// Not 0: pages that sequences share are read once for each of them, the plain form. The bits are the same.
+  int32_t is_plain;
 } apus_attention_arguments;
 
 /// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position

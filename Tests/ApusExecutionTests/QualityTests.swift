@@ -1,0 +1,121 @@
+import ApusCore
+import ApusExecution
+import ApusModels
+import ApusTensors
+import Glibc
+import Testing
+
+/// How far formats of weights and of the K/V cache move a model's predictions: prints the table of docs/internals/kernels.md.
+@Suite(.serialized) struct QualityTests {
+  static let formats:
+    [(name: String, divergence: Double, agreement: Double, configure: @Sendable (inout ModelOptions) -> Void)] =
+      [
+        ("bfloat16", 0.01, 0.95, { $0.dtype = .bfloat16 }),
+        ("int8", 0.05, 0.9, { $0.quantization = .int8 }),
+        ("int8-group", 0.05, 0.9, { $0.quantization = .codes(.int8) }),
+        ("fp8", 0.1, 0.85, { $0.quantization = .codes(.float8) }),
+        ("int4", 1, 0.5, { $0.quantization = .codes(.int4) }),
+        ("K/V int8", 0.05, 0.9, { $0.kvDType = .int8 }),
+        ("K/V fp8", 0.1, 0.85, { $0.kvDType = .float8 }),
+      ]
+
+  /// Mean Kullback-Leibler divergence from the first to the second, in nats for a token, and how often both have the same
+  /// most likely token.
+  static func compare(_ original: [[Float]], _ other: [[Float]]) -> (divergence: Double, agreement: Double) {
+    var (divergence, agreed) = (0.0, 0)
+    for (p, q) in zip(original, other) {
+      func normalizer(_ logits: [Float]) -> Double {
+        let most = Double(logits.max()!)
+        return most + log(logits.reduce(0.0) { $0 + exp(Double($1) - most) })
+      }
+      let (a, b) = (normalizer(p), normalizer(q))
+      for (x, y) in zip(p, q) { divergence += exp(Double(x) - a) * ((Double(x) - a) - (Double(y) - b)) }
+      if p.firstIndex(of: p.max()!) == q.firstIndex(of: q.max()!) { agreed += 1 }
+    }
+    return (divergence / Double(original.count), Double(agreed) / Double(original.count))
+  }
+
+  static func logits(_ loaded: LoadedModel, _ texts: [[TokenID]]) throws -> [[Float]] {
+    try texts.flatMap { try loaded.steps.promptLogits($0, positions: Array($0.indices)) }
+  }
+
+  @Test(
+    .enabled(if: Paths.dataHas("models/stories260K/hf")), arguments: ["stories260K/hf", "infinitensor-story"])
+  func storyModels(directory: String) throws {
+    let golden = directory.hasSuffix("/hf") ? "stories260K" : directory
+    let cases = try Paths.json("\(Paths.data)/models/\(golden)/golden_greedy.json")["cases"]!.arrayValue!
+    let texts = cases.map { Array(($0["prompt_ids"]!.tokenIDs + $0["greedy_ids"]!.tokenIDs).prefix(200)) }
+    let backend = testBackends.last!
+    func load(_ configure: (inout ModelOptions) -> Void) throws -> LoadedModel {
+      var options = ModelOptions(path: "\(Paths.data)/models/\(directory)")
+      options.kvCacheBytes = 16 << 20
+      configure(&options)
+      return try ModelLoader.load(options, backend: backend)
+    }
+    let original = try Self.logits(load { _ in }, texts)
+    for format in Self.formats {
+      let loaded = try load(format.configure)
+      let (divergence, agreement) = Self.compare(original, try Self.logits(loaded, texts))
+      print(
+        "quality: \(golden), \(format.name): KL \(Float(divergence)) nats, agreement \(Float(agreement)), "
+          + "\(original.count) tokens, \(loaded.description.regroupedLayers) layers regrouped")
+      #expect(divergence > 0 && divergence < format.divergence, "\(format.name)")
+      #expect(agreement > format.agreement, "\(format.name)")
+    }
+  }
+
+  /// Random weights in which some numbers of each output stand out.
+  private struct Outliers: WeightStore {
+    let base: DummyWeights
+    let factor: Float
+    var origin: String { base.origin }
+    var byteCount: Int { 0 }
+    func contains(_ name: String) -> Bool { true }
+    func dtype(of name: String) -> DType? { .float32 }
+    func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
+      let source = try base.load(name, shape: shape, role: role)
+      guard role == .matrix, name.contains("layers") else { return source }
+      let count = shape[0] * shape[1]
+      let memory = try CPUBackend.hostMemory(byteCount: 4 * count)
+      let numbers = memory.address.assumingMemoryBound(to: Float.self)
+      for index in 0..<count {
+        let number = source.address.load(fromByteOffset: 4 * index, as: Float.self)
+        numbers[index] = index % 131 == 7 ? factor * number : number
+      }
+      return WeightSource(
+        address: UnsafeRawPointer(numbers), dtype: .float32, rows: shape[0], columns: shape[1], owner: memory)
+    }
+  }
+
+  /// Where outliers make int8 with a scale for each output too coarse, layers get scales for each group.
+  @Test func outliersRegroupLayers() throws {
+    var config = JSONObject([
+      ("architectures", ["LlamaForCausalLM"]), ("hidden_size", 128), ("intermediate_size", 256),
+      ("num_hidden_layers", 2), ("num_attention_heads", 4), ("num_key_value_heads", 2), ("vocab_size", 97),
+      ("max_position_embeddings", 256), ("eos_token_id", 3),
+    ])
+    config["initializer_range"] = 0.1
+    let configuration = try ModelConfiguration(json: .object(config))
+    let text = (0..<120).map { TokenID($0 * 31 % 97) }
+    for (factor, isRegrouped) in [(Float(1), false), (60, true)] {
+      func load(_ quantization: WeightQuantization) throws -> LoadedModel {
+        var options = ModelOptions(path: "")
+        options.kvCacheBytes = 4 << 20
+        options.quantization = quantization
+        return try ModelLoader.load(
+          configuration, store: Outliers(base: DummyWeights(seed: 4), factor: factor), options: options,
+          backend: testBackends.last!)
+      }
+      let original = try Self.logits(load(.dense), [text])
+      let loaded = try load(.int8)
+      #expect((loaded.description.regroupedLayers > 0) == isRegrouped, "\(loaded.description.regroupedLayers)")
+      for (name, model) in [("int8", loaded), ("int4", try load(.codes(.int4)))] {
+        let (divergence, agreement) = Self.compare(original, try Self.logits(model, [text]))
+        print(
+          "quality: random, outliers of \(factor), \(name): KL \(Float(divergence)) nats, agreement \(Float(agreement)), "
+            + "\(model.description.regroupedLayers) layers regrouped")
+        if name == "int8" { #expect(divergence < 0.05 && agreement > 0.85) }
+      }
+    }
+  }
+}
