@@ -29,7 +29,6 @@ struct ExactDecimal: Hashable, Comparable, Sendable, CustomStringConvertible {
     }
   }
 
-
   /// Reads a JSON number (leading zeros and a leading `+` do no harm).
   init?(parsing text: String) {
     var point: Int?

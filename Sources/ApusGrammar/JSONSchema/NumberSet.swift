@@ -150,7 +150,9 @@ struct NumberSet: Hashable {
     if self == .all { return other }
     if other == .all { return self }
     var result: [NumberClause] = []
-    for left in clauses { for right in other.clauses { if let both = left.intersection(right) { result.append(both) } } }
+    for left in clauses {
+      for right in other.clauses { if let both = left.intersection(right) { result.append(both) } }
+    }
     return NumberSet(result)
   }
 
@@ -191,7 +193,9 @@ enum NumberTexts {
   private static let raisingExponent = Expression.concatenation([exponentMark, optional(.text("+")), someDigits])
   private static let unsignedPlain = Expression.concatenation([integer, anyFraction])
 
-  private static func optional(_ expression: Expression) -> Expression { .repetition(expression, minimum: 0, maximum: 1) }
+  private static func optional(_ expression: Expression) -> Expression {
+    .repetition(expression, minimum: 0, maximum: 1)
+  }
 
   /// The texts of all numbers.
   static func all(_ forms: NumberForms) -> RegularExpression {
@@ -479,7 +483,8 @@ enum NumberTexts {
     if coefficient == 1 {
       return .concatenation([
         integer,
-        optional(.concatenation([point, .repetition(digit, minimum: 1, maximum: places), forms.plain ? .empty : zeros])),
+        optional(
+          .concatenation([point, .repetition(digit, minimum: 1, maximum: places), forms.plain ? .empty : zeros])),
       ])
     }
     // With fewer digits behind the point than the divisor has, zeros are implied, which may supply factors.
@@ -498,7 +503,9 @@ enum NumberTexts {
     return .union(parts)
   }
 
-  private static func literal(_ digits: some Sequence<UInt8>) -> RegularExpression { .literal(digits.map { $0 + 0x30 }) }
+  private static func literal(_ digits: some Sequence<UInt8>) -> RegularExpression {
+    .literal(digits.map { $0 + 0x30 })
+  }
 
   private static func digitRange(_ low: UInt8, _ high: UInt8) -> RegularExpression {
     .scalars(ScalarRanges([UInt32(low) + 0x30...UInt32(high) + 0x30]))

@@ -14,7 +14,11 @@ enum SchemaDraft: Int, Comparable, Sendable {
   init?(identifier: String) {
     var text = identifier[...]
     if text.hasSuffix("#") { text = text.dropLast() }
-    if text.hasPrefix("http://") { text = text.dropFirst(7) } else if text.hasPrefix("https://") { text = text.dropFirst(8) }
+    if text.hasPrefix("http://") {
+      text = text.dropFirst(7)
+    } else if text.hasPrefix("https://") {
+      text = text.dropFirst(8)
+    }
     switch text {
     case "json-schema.org/draft-04/schema": self = .draft4
     case "json-schema.org/draft-06/schema": self = .draft6
@@ -79,7 +83,8 @@ struct SchemaDocument {
     if resourceByURI[text] == nil { resourceByURI[text] = resource }
   }
 
-  private func draft(of schema: JSONValue, parent: SchemaDraft, pointer: String) throws(JSONSchemaError) -> SchemaDraft {
+  private func draft(of schema: JSONValue, parent: SchemaDraft, pointer: String) throws(JSONSchemaError) -> SchemaDraft
+  {
     guard let identifier = schema["$schema"]?.stringValue else { return parent }
     if let draft = SchemaDraft(identifier: identifier) { return draft }
     if relaxed { return parent }

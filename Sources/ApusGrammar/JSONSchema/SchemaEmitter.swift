@@ -130,7 +130,8 @@ struct SchemaEmitter {
         if let maximum = containment.maximum {
           shape.maximum = min(shape.maximum ?? Int.max, containment.from + maximum)
         }
-      } else if let index = kept.firstIndex(where: { $0.formula == containment.formula && $0.from == containment.from }) {
+      } else if let index = kept.firstIndex(where: { $0.formula == containment.formula && $0.from == containment.from })
+      {
         kept[index].minimum = max(kept[index].minimum, containment.minimum)
         kept[index].maximum = [kept[index].maximum, containment.maximum].compactMap { $0 }.min()
       } else {
@@ -395,7 +396,8 @@ struct SchemaEmitter {
       }
       let matching = emitter.evaluator.and(formula, containment.formula)
       let plain =
-        containment.maximum == nil ? formula : emitter.evaluator.and(formula, emitter.evaluator.not(containment.formula))
+        containment.maximum == nil
+        ? formula : emitter.evaluator.and(formula, emitter.evaluator.not(containment.formula))
       return .init(try emitter.expression(plain), matching: try emitter.expression(matching))
     }
     let possible = possibleLength(plan)
@@ -440,7 +442,8 @@ struct SchemaEmitter {
     for value in values { texts.append(.regular(evaluator.text(of: value, forms))) }
     var allowed: [[Bool]] = []
     for index in 0...shape.prefix.count {
-      let possible = shape.element(index) == .never ? [] : try evaluator.finiteValues(shape.element(index), limit: 8) ?? []
+      let possible =
+        shape.element(index) == .never ? [] : try evaluator.finiteValues(shape.element(index), limit: 8) ?? []
       allowed.append(values.map { possible.contains($0) })
     }
     let space: GrammarExpression
@@ -518,7 +521,9 @@ extension SchemaEvaluator {
 extension TextLanguages {
   /// A repetition of one character class with bounds on its length, as one repetition.
   func counted(_ language: TextLanguage, _ minimum: Int, _ maximum: Int?) -> TextLanguage? {
-    guard case .repetition(let inner, let low, let high) = self[language], case .scalars = self[inner] else { return nil }
+    guard case .repetition(let inner, let low, let high) = self[language], case .scalars = self[inner] else {
+      return nil
+    }
     return repetition(inner, max(low, minimum), [high, maximum].compactMap { $0 }.min())
   }
 

@@ -208,7 +208,9 @@ extension SchemaEvaluator {
       result.isApproximate = true
       return
     }
-    if let then { first = try intersection(first, evaluate(inPlace: then, tracking: tracking), at: then.position.pointer) }
+    if let then {
+      first = try intersection(first, evaluate(inPlace: then, tracking: tracking), at: then.position.pointer)
+    }
     if let other {
       second = try intersection(second, evaluate(inPlace: other, tracking: tracking), at: other.position.pointer)
     }

@@ -93,6 +93,9 @@ extension SchemaEvaluator {
     try spend(set.numbers.clauses.count, at: pointer)
     result.numbers = set.numbers.complement
     for clause in set.strings {
+      if let values = clause.values, values.count > 4_000 {
+        throw JSONSchemaError(.tooLarge, pointer: pointer, "the negation of more than 4000 strings")
+      }
       var strings = everything
       strings.strings = complement(clause)
       result = try intersection(result, strings, at: pointer)
@@ -297,7 +300,8 @@ extension SchemaEvaluator {
         shape.set(.init(name: property.name, formula: .never, isRequired: property.isRequired))
       }
     }
-    for index in shape.rules.indices where shape.rules[index].formula != .never && isCompound(shape.rules[index].formula) {
+    for index in shape.rules.indices
+    where shape.rules[index].formula != .never && isCompound(shape.rules[index].formula) {
       if try isPlainlyEmpty(shape.rules[index].formula) { shape.rules[index].formula = .never }
     }
     guard applyDependencies(&shape) else { return nil }

@@ -109,7 +109,8 @@ final class SchemaEvaluator {
   }
 
   private static let annotations: Set<String> = [
-    "title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly", "$schema",
+    "title", "description", "default", "examples", "example", "$comment", "deprecated", "readOnly", "writeOnly",
+    "$schema",
     "definitions", "$defs", "$id", "id", "$anchor", "$dynamicAnchor",
   ]
 
@@ -137,7 +138,8 @@ final class SchemaEvaluator {
         ExactText(text), resource: holdsReference ? place.position.resource : -1, draft: draft.rawValue,
         scope: holdsReference ? place.scope : [])
       return conjunction([atom(kind, place) << 1])
-    default: throw invalid(place.position.pointer, "a schema is an object or a boolean, not \(place.position.value.kindName)")
+    default:
+      throw invalid(place.position.pointer, "a schema is an object or a boolean, not \(place.position.value.kindName)")
     }
   }
 
@@ -282,7 +284,8 @@ final class SchemaEvaluator {
     let key = EvaluationKey(formula: formula, tracking: tracking)
     if let known = evaluated[key] { return known }
     guard depth < 300 else {
-      throw JSONSchemaError(.tooLarge, pointer: pointer(formula), "schemas refer to each other more than 300 levels deep")
+      throw JSONSchemaError(
+        .tooLarge, pointer: pointer(formula), "schemas refer to each other more than 300 levels deep")
     }
     depth += 1
     defer { depth -= 1 }
@@ -615,7 +618,8 @@ final class SchemaEvaluator {
     if let maximum = clause.maximum, maximum < clause.minimum { return true }
     if clause.language == texts.everything { return false }
     let length = texts.length(clause.minimum, clause.maximum)
-    return texts.isEmpty(clause.minimum == 0 && clause.maximum == nil ? clause.language : texts.all([clause.language, length]))
+    return texts.isEmpty(
+      clause.minimum == 0 && clause.maximum == nil ? clause.language : texts.all([clause.language, length]))
       == true
   }
 

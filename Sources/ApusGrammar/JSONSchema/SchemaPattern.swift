@@ -187,7 +187,9 @@ struct SchemaPatternParser {
     } else if consume("?<!") {
       assertion = { .behind($0, negated: true) }
     } else if next(is: "?<") || next(is: "?P<") {
-      guard let end = scalars[index...].firstIndex(of: 0x3E) else { throw PatternError(reason: "has a broken group name") }
+      guard let end = scalars[index...].firstIndex(of: 0x3E) else {
+        throw PatternError(reason: "has a broken group name")
+      }
       index = end + 1
     } else if next(is: "?") {
       throw PatternError(reason: "has a group that ECMA-262 does not know")
@@ -449,7 +451,9 @@ extension TextLanguages {
     case .alternation(let members):
       var result: [[Piece]] = []
       for member in members { result += try flattened(member) }
-      if result.count > 200 { throw PatternError(reason: "has too many alternatives around assertions", isSyntax: false) }
+      if result.count > 200 {
+        throw PatternError(reason: "has too many alternatives around assertions", isSyntax: false)
+      }
       return result
     case .sequence(let members):
       var result: [[Piece]] = [[]]
@@ -499,7 +503,9 @@ extension TextLanguages {
       return pairs.map { [.behind($0.0, width: 1), .ahead($0.1)] }
     case .ahead(let inner, let negated):
       var parts: [TextLanguage] = []
-      for flat in try flattened(inner) { parts.append(try language(flat[...], left: empty, knowsStart: false, after: everything)) }
+      for flat in try flattened(inner) {
+        parts.append(try language(flat[...], left: empty, knowsStart: false, after: everything))
+      }
       let found = choice(parts)
       return [[.ahead(negated ? complement(found) : found)]]
     case .behind(let inner, let negated):

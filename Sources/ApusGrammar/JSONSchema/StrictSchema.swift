@@ -23,10 +23,17 @@ enum StrictSchema {
   ]
 
   static func check(_ schema: JSONValue) throws(JSONSchemaError) {
-    guard case .object(let root) = schema else { throw JSONSchemaError(.invalid, pointer: "", "schema must be a JSON object") }
-    if root["anyOf"] != nil { throw failure([], "schema must have type 'object' and not have 'anyOf' at the top level") }
+    guard case .object(let root) = schema else {
+      throw JSONSchemaError(.invalid, pointer: "", "schema must be a JSON object")
+    }
+    if root["anyOf"] != nil {
+      throw failure([], "schema must have type 'object' and not have 'anyOf' at the top level")
+    }
     if root["$ref"] == nil, root["type"]?.stringValue != "object" {
-      throw failure([], "schema must be a JSON Schema of 'type: \"object\"', got 'type: \(root["type"].map { $0.compactText } ?? "None")'")
+      throw failure(
+        [],
+        "schema must be a JSON Schema of 'type: \"object\"', got 'type: \(root["type"].map { $0.compactText } ?? "None")'"
+      )
     }
     var counts = Counts()
     try check(schema, [], 0, &counts)
@@ -47,7 +54,9 @@ enum StrictSchema {
       throw failure(path, "schema must be a JSON object, got \(schema.kindName)")
     }
     if depth > depthLimit { throw failure(path, "the schema exceeds the limit of \(depthLimit) levels of nesting") }
-    for keyword in object.keys where !keywords.contains(keyword) { throw failure(path, "'\(keyword)' is not permitted") }
+    for keyword in object.keys where !keywords.contains(keyword) {
+      throw failure(path, "'\(keyword)' is not permitted")
+    }
     let type = object["type"]
     if type == nil, object["$ref"] == nil, object["anyOf"] == nil, object["enum"] == nil, object["const"] == nil {
       throw failure(path, "schema must have a 'type' key")
@@ -62,11 +71,13 @@ enum StrictSchema {
       for name in properties.keys where !required.contains(ExactText(name)) {
         throw failure(
           path,
-          "'required' is required to be supplied and to be an array including every key in properties. Missing '\(name)'")
+          "'required' is required to be supplied and to be an array including every key in properties. Missing '\(name)'"
+        )
       }
       for name in required.sorted() where properties[name.text] == nil {
         throw failure(
-          path, "'required' is required to be supplied and to be an array including every key in properties. "
+          path,
+          "'required' is required to be supplied and to be an array including every key in properties. "
             + "Extra required key '\(name.text)' supplied")
       }
       counts.properties += properties.count

@@ -74,7 +74,8 @@ final class StringFormats {
       for sign in [1, -1] {
         let local = (23 * 60 + 59 + sign * offset + 24 * 60) % (24 * 60)
         leaps.append(
-          "\(two(local / 60)):\(two(local % 60)):60\(fraction)\(sign > 0 ? "\\+" : "-")\(two(offset / 60)):\(two(offset % 60))")
+          "\(two(local / 60)):\(two(local % 60)):60\(fraction)\(sign > 0 ? "\\+" : "-")\(two(offset / 60)):\(two(offset % 60))"
+        )
       }
     }
     return "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\(fraction)(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])|"
@@ -89,7 +90,6 @@ final class StringFormats {
   }()
 
   // MARK: Hosts and mail
-
 
   private static let hostname: String = {
     let end = "[A-Za-z0-9]"

@@ -141,7 +141,9 @@ final class TextLanguages {
     if members.contains(everything) { return everything }
     if !set.isEmpty { members.insert(scalars(set)) }
     if members.contains(empty), members.contains(where: { $0 != empty && isNullable($0) }) { members.remove(empty) }
-    for member in members { if case .complement(let inner) = self[member], members.contains(inner) { return everything } }
+    for member in members {
+      if case .complement(let inner) = self[member], members.contains(inner) { return everything }
+    }
     if members.isEmpty { return never }
     if members.count == 1 { return members.first! }
     return intern(.choice(members.sorted { $0.index < $1.index }))
