@@ -47,7 +47,8 @@ let package = Package(
     .target(
       name: "ApusEngine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusGrammar", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution",
+        "CLinux",
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: settings),
 

@@ -35,7 +35,7 @@ public enum GrammarSpecification: Sendable, Hashable {
     public var whitespace = Whitespace.flexible
     /// The order of an object's members.
     public var propertyOrder = PropertyOrder.declared
-    /// OpenAI's strict mode: objects forbid members that are not declared, and require those that are.
+    /// OpenAI's strict mode: the schema must keep to the subset that OpenAI calls strict.
     public var isStrict = false
     /// Ignores what cannot be enforced instead of refusing it.
     public var isLenient = false

@@ -1,8 +1,8 @@
-import ApusCore
+public import ApusCore
 
 /// A grammar compiled for a vocabulary. Shared by all requests that use it; what it learns about masks while it is used is
 /// kept inside, bounded.
-public final class CompiledGrammar: @unchecked Sendable {
+public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
   /// The vocabulary of its masks.
   public let vocabulary: TokenVocabulary
   let program: GrammarProgram
@@ -25,6 +25,8 @@ public final class CompiledGrammar: @unchecked Sendable {
     program = try GrammarProgram(grammar, specialTexts: vocabulary.specialTexts)
     maximumConfigurations = max(32, (4 << 20) / (vocabulary.maskWordCount * 4 + 64))
   }
+
+  public func makeTokenMatcher() -> any TokenMatcher { GrammarMatcher(self) }
 
   /// Drops what can be computed again if it takes too much room. Called between steps, with the lock held.
   func trim() {

@@ -29,17 +29,21 @@ public final class GrammarCompiler: @unchecked Sendable {
     shared = MaskCache(limit: maskBytes)
   }
 
+  /// What is known of a specification without work: the compiled grammar, or why there is none; `nil` if it must be compiled.
+  public func known(_ specification: GrammarSpecification) -> Result<CompiledGrammar, EngineError>? {
+    lock.withLock {
+      clock += 1
+      entries[specification]?.used = clock
+      return entries[specification]?.result
+    }
+  }
+
   /// A compiled grammar, from the cache if it was asked for before.
   ///
   /// - Throws: `EngineError` with code `invalidRequest` if the specification is wrong, `unsupported` if it cannot be enforced
   ///   or is beyond a limit.
   public func compile(_ specification: GrammarSpecification) throws(EngineError) -> CompiledGrammar {
-    let known = lock.withLock { () -> Result<CompiledGrammar, EngineError>? in
-      clock += 1
-      entries[specification]?.used = clock
-      return entries[specification]?.result
-    }
-    if let known { return try known.get() }
+    if let known = known(specification) { return try known.get() }
     let result: Result<CompiledGrammar, EngineError>
     do throws(EngineError) {
       result = .success(try compile(Grammar(specification)))
@@ -180,4 +184,11 @@ extension RegularExpression {
         ])),
     ])
   }()
+}
+
+extension JSONSchemaError {
+  /// The same as an engine error.
+  package var engineError: EngineError {
+    EngineError(kind == .invalid ? .invalidRequest : .unsupported, "The JSON Schema cannot be enforced \(description)")
+  }
 }

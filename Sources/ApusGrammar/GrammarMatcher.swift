@@ -3,7 +3,7 @@ public import ApusCore
 /// Follows one text through a grammar: says which tokens may come next and takes those that came.
 ///
 /// Not thread-safe; matchers of one grammar may be used on different threads.
-public final class GrammarMatcher {
+public final class GrammarMatcher: TokenMatcher {
   /// The grammar.
   public let grammar: CompiledGrammar
   private var stacks = GrammarStacks()
@@ -15,6 +15,8 @@ public final class GrammarMatcher {
   /// Why the matcher cannot go on, if a limit was reached.
   public private(set) var failure: EngineError?
   private var history: [Place] = []
+  /// Whether the last mask left tokens out because of a limit.
+  private var metLimit = false
   /// Tokens that `rollback` can take back at most.
   public static let maximumRollback = 256
 
@@ -50,6 +52,11 @@ public final class GrammarMatcher {
 
   /// Whether the text so far is complete: an end token would be accepted.
   public var isAccepting: Bool { !isTerminated && canEnd }
+
+  /// Ways to read the text so far that are followed at once.
+  package var threadCount: Int { threads.count }
+
+  public var maskWordCount: Int { grammar.vocabulary.maskWordCount }
 
   private var program: GrammarProgram { grammar.program }
 
@@ -117,7 +124,9 @@ public final class GrammarMatcher {
       for thread in current { stacks.step(thread, byte, program, into: &next, from: 0) }
       if let overflow = program.store.overflow { return fail("its automaton grew too large: \(overflow)") }
       if stacks.exceededThreads {
-        return fail("it is too ambiguous: more than \(GrammarStacks.maximumThreads) ways to read the text at once")
+        // Such a text is not offered either.
+        stacks.exceededThreads = false
+        return false
       }
       if next.isEmpty { return false }
       swap(&current, &next)
@@ -179,6 +188,7 @@ public final class GrammarMatcher {
   }
 
   private func fill(_ mask: UnsafeMutablePointer<UInt32>) {
+    metLimit = false
     var sum = RegularStore.Hash128(0, 0)
     for thread in threads {
       var hash = program.store.hash(thread.state)
@@ -216,6 +226,15 @@ public final class GrammarMatcher {
       }
     }
     let words = Array(UnsafeBufferPointer(start: mask, count: grammar.vocabulary.maskWordCount))
+    if let overflow = program.store.overflow {
+      mask.update(repeating: 0, count: words.count)
+      _ = fail("its automaton grew too large: \(overflow)")
+      return
+    }
+    if metLimit, !canEnd, words.allSatisfy({ $0 == 0 }) {
+      _ = fail("it is too ambiguous: more than \(GrammarStacks.maximumThreads) ways to read the text at once")
+      return
+    }
     grammar.keep(CompiledGrammar.ConfigurationMask(words: words), for: sum)
   }
 
@@ -251,6 +270,11 @@ public final class GrammarMatcher {
         let start = depth >= 2 ? levels[depth - 2] : 0
         buffer.removeLast(buffer.count - stop)
         for index in start..<stop { stacks.step(buffer[index], byte, program, into: &buffer, from: stop) }
+        if stacks.exceededThreads {
+          stacks.exceededThreads = false
+          metLimit = true
+          buffer.removeLast(buffer.count - stop)
+        }
         if buffer.count == stop {
           node = Int(tree.ends[node])
           continue

@@ -37,6 +37,8 @@ struct GrammarStacks {
     var canEnd: Bool
     /// Bytes with which some terminal can begin; computed when first asked for.
     var firstBytes: SIMD4<UInt64>?
+    /// Whether terminals were left out because there are too many.
+    var isTruncated = false
   }
 
   private(set) var items: [Item] = [
@@ -51,7 +53,8 @@ struct GrammarStacks {
   private var objectStates: [ObjectProgram.State] = []
   private var objectHashes: [UInt64] = []
   private var objectIndex: [ObjectProgram.State: Int32] = [:]
-  private(set) var exceededThreads = false
+  /// Set by a step that would have led to more threads than are followed; whoever steps looks and resets.
+  var exceededThreads = false
 
   var count: Int { items.count }
 
@@ -160,12 +163,14 @@ struct GrammarStacks {
 
   private mutating func keep(_ collection: Collection) -> Int32 {
     var collection = collection
-    if collection.threads.count > Self.maximumThreads {
-      exceededThreads = true
+    let isTruncated = collection.threads.count > Self.maximumThreads
+    if isTruncated {
       collection.threads.removeLast(collection.threads.count - Self.maximumThreads)
     }
     closures.append(
-      Closure(first: Int32(threads.count), count: Int32(collection.threads.count), canEnd: collection.canEnd))
+      Closure(
+        first: Int32(threads.count), count: Int32(collection.threads.count), canEnd: collection.canEnd,
+        isTruncated: isTruncated))
     threads += collection.threads
     return Int32(closures.count - 1)
   }
@@ -351,6 +356,7 @@ struct GrammarStacks {
     _ index: Int32, _ byte: UInt8, _ program: GrammarProgram, into out: inout [GrammarThread], from first: Int
   ) {
     let closure = closures[Int(index)]
+    if closure.isTruncated { exceededThreads = true }
     for index in Int(closure.first)..<Int(closure.first + closure.count) {
       let thread = threads[index]
       let target = program.store.row(thread.state)[Int(byte)]

@@ -880,7 +880,7 @@ final class RegularStore {
         // What is not itself a condition is decided by its parts.
         switch nodes[Int(state)].kind {
         case .intersection, .complement, .nonEmpty: break
-        default: if parts(of: state, areDecided: true) { found = isAlive(state) }
+        default: if isDecided(state) { found = isAlive(state) }
         }
       }
       if found {
@@ -917,20 +917,20 @@ final class RegularStore {
   }
 
   /// Whether a state holds no condition whose liveness is unknown, so that asking does not explore again.
-  private func parts(of state: RegularState, areDecided: Bool) -> Bool {
+  private func isDecided(_ state: RegularState) -> Bool {
     let node = nodes[Int(state)]
     if node.liveness != 0 { return true }
     switch node.kind {
     case .never, .empty, .allBytes, .keys, .search, .digits: return true
-    case .concatenation: return parts(of: node.a, areDecided: true) && parts(of: node.b, areDecided: true)
+    case .concatenation: return isDecided(node.a) && isDecided(node.b)
     case .union:
-      for index in Int(node.a)..<Int(node.a + node.b) where !parts(of: pool[index], areDecided: true) { return false }
+      for index in Int(node.a)..<Int(node.a + node.b) where !isDecided(pool[index]) { return false }
       return true
     case .branch:
       for index in stride(from: Int(node.a) + 2, to: Int(node.a) + Int(node.b) * 3, by: 3)
-      where !parts(of: pool[index], areDecided: true) { return false }
+      where !isDecided(pool[index]) { return false }
       return true
-    case .repetition, .tagged, .escaped: return parts(of: node.a, areDecided: true)
+    case .repetition, .tagged, .escaped: return isDecided(node.a)
     case .intersection, .complement, .nonEmpty, .pending: return false
     }
   }
