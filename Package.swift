@@ -48,7 +48,8 @@ let package = Package(
     .target(
       name: "ApusEngine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusGrammar", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution",
+        "CLinux",
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: settings),
 
@@ -72,8 +73,8 @@ let package = Package(
     .target(
       name: "ApusCommandLine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors", "ApusModels",
-        "ApusTesting", "ApusChat", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusGrammar", "ApusEngine", "ApusScheduling", "ApusServer", "ApusTensors",
+        "ApusModels", "ApusTesting", "ApusChat", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -86,7 +87,8 @@ let package = Package(
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
-    .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], swiftSettings: settings),
     .testTarget(
       name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusTokenization"], swiftSettings: settings),
     .testTarget(

@@ -103,6 +103,9 @@ package indirect enum RegularExpression: Sendable, Equatable {
   case complement(RegularExpression)
   /// As many as stated, without limit if `maximum` is `nil`. Large counts cost no memory.
   case repetition(RegularExpression, minimum: Int, maximum: Int?)
+  /// Texts of decimal digits and points whose digits, read as one integer without regard to the points, are a multiple of
+  /// a positive integer. `multipleOf` intersects it with the shape of a number.
+  case digits(multipleOf: Int)
   /// The ways to write a text of a language between the quotes of a JSON string: each scalar as itself where JSON
   /// permits it, by its short escape where it has one, or as `\uXXXX` (a surrogate pair above U+FFFF). The operand
   /// speaks of the decoded content; it must not itself contain `jsonEscaped`.
