@@ -90,7 +90,8 @@ let package = Package(
     .testTarget(
       name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], swiftSettings: settings),
     .testTarget(
-      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusTokenization"], swiftSettings: settings),
+      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusGrammar", "ApusTokenization"],
+      swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),
