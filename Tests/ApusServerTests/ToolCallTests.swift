@@ -309,6 +309,26 @@ private func stable(_ answer: Answer) -> [String] {
     #expect(answer.error == message)
   }
 
+  @Test func parsersAsEndpoints() async throws {
+    try await withRoutes(service()) { client in
+      let calls = try await client.post(
+        "/parse_function_call",
+        ["text": "Ok.\n<function=ping></function>", "tools": [ping], "tool_call_parser": "qwen3_coder"])
+      #expect(
+        calls.json == [
+          "normal_text": "Ok.", "calls": [["tool_index": 0, "name": "ping", "parameters": "{}"]],
+        ])
+      let reasoning = try await client.post("/separate_reasoning", ["text": "<think>a</think>b"])
+      #expect(reasoning.json == ["reasoning_text": "a", "text": "b"])
+      for (path, body) in [
+        ("/parse_function_call", ["tools": []]), ("/separate_reasoning", ["text": "x", "reasoning_parser": "none"]),
+        ("/parse_function_call", ["text": "x", "tool_call_parser": "nonsense"]),
+      ] as [(String, JSONValue)] {
+        #expect(try await client.post(path, body).status == 400)
+      }
+    }
+  }
+
   @Test func configuration() async throws {
     #expect(throws: EngineError.self) { try testConfiguration { $0.toolCallParser = "nonsense" }.validate() }
     #expect(throws: EngineError.self) { try testConfiguration { $0.reasoningParser = "nonsense" }.validate() }

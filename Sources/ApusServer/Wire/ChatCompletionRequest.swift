@@ -159,7 +159,7 @@ struct ChatCompletionRequest {
   }
 
   /// The tools, each of which must be a function with a name.
-  private static func definitions(_ tools: JSONValue?) throws(EngineError) -> ToolDefinitions {
+  static func definitions(_ tools: JSONValue?) throws(EngineError) -> ToolDefinitions {
     func refuse(_ path: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
       EngineError(code, "\(path): \(sentence).", parameter: path)
     }
