@@ -49,7 +49,8 @@ let package = Package(
     .target(
       name: "ApusEngine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusGrammar", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution",
+        "CLinux",
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: settings),
 
@@ -87,8 +88,8 @@ let package = Package(
     .target(
       name: "ApusCommandLine",
       dependencies: [
-        "ApusCore", "ApusTokenization", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer", "ApusTensors",
-        "ApusModels", "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "CLinux",
+        "ApusCore", "ApusTokenization", "ApusGrammar", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer",
+        "ApusTensors", "ApusModels", "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -101,9 +102,11 @@ let package = Package(
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
-    .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
     .testTarget(
-      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusTokenization"], swiftSettings: settings),
+      name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], swiftSettings: settings),
+    .testTarget(
+      name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusGrammar", "ApusTokenization"],
+      swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),

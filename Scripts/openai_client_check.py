@@ -268,7 +268,7 @@ def bad_values_are_bad_requests(s):
   expect_error(openai.BadRequestError, 400, lambda: s.complete(best_of=1, n=2), parameter="best_of")
   expect_error(openai.BadRequestError, 400, lambda: s.complete(suffix="end"), parameter="suffix")
   expect_error(
-    openai.BadRequestError, 400, lambda: s.chat(response_format={"type": "json_object"}), parameter="response_format")
+    openai.BadRequestError, 400, lambda: s.chat(response_format={"type": "xml"}), parameter="response_format.type")
   image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
   expect_error(openai.BadRequestError, 400, lambda: s.chat(messages=[{"role": "user", "content": image}]))
   expect_error(openai.BadRequestError, 400, lambda: s.chat(messages=[]), parameter="messages")

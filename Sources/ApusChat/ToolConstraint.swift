@@ -78,8 +78,8 @@ public struct ToolConstraint: Sendable, Equatable {
       separator: frame.separator)
   }
 
-  /// The constraint as a structural tag, in the form that `response_format` takes.
-  public var json: JSONValue {
+  /// The constraint as a structural tag's format, in XGrammar's form, which `response_format` takes too.
+  public var format: JSONValue {
     let tags = JSONValue.array(
       tags.map { tag in
         [
@@ -89,19 +89,43 @@ public struct ToolConstraint: Sendable, Equatable {
       })
     if allowsText {
       return [
-        "type": "structural_tag",
-        "format": [
-          "type": "triggered_tags", "triggers": .array(triggers.map { .string($0) }), "tags": tags,
-          "at_least_one": .bool(isRequired), "stop_after_first": .bool(stopsAfterFirst),
-        ],
+        "type": "triggered_tags", "triggers": .array(triggers.map { .string($0) }), "tags": tags,
+        "at_least_one": .bool(isRequired), "stop_after_first": .bool(stopsAfterFirst),
       ]
     }
     return [
-      "type": "structural_tag",
-      "format": [
-        "type": "tags_with_separator", "separator": .string(separator), "tags": tags,
-        "at_least_one": .bool(isRequired), "stop_after_first": .bool(stopsAfterFirst),
-      ],
+      "type": "tags_with_separator", "separator": .string(separator), "tags": tags, "at_least_one": .bool(isRequired),
+      "stop_after_first": .bool(stopsAfterFirst),
     ]
+  }
+}
+
+extension ReasoningFormat {
+  /// A structural tag's format for answers in which another one applies once the chain of thought has ended.
+  ///
+  /// - Parameters:
+  ///   - format: what follows the chain of thought.
+  ///   - isOpen: whether the prompt leaves the chain of thought open or has closed it; `nil` lets the model begin one or not.
+  public func format(before format: JSONValue, isOpen: Bool?) -> JSONValue {
+    let begin: String
+    let end: String
+    if isHarmony {
+      (begin, end) = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant")
+    } else {
+      guard let open = opens.first, let close = closes.first else { return format }
+      (begin, end) = (open, close)
+    }
+    func thought(_ begin: String) -> JSONValue {
+      let tag: JSONValue = [
+        "type": "tag", "begin": .string(begin), "content": ["type": "any_text"], "end": .string(end),
+      ]
+      let space: JSONValue = ["type": "regex", "pattern": "[ \\n]{0,4}"]
+      return ["type": "sequence", "elements": .array(isHarmony ? [tag, format] : [tag, space, format])]
+    }
+    switch isOpen {
+    case true?: return thought("")
+    case false?: return format
+    case nil: return ["type": "or", "elements": [thought(begin), format]]
+    }
   }
 }

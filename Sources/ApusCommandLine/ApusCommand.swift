@@ -83,7 +83,8 @@ struct ApusCommand: AsyncParsableCommand {
       CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self]),
       CommandGroup(name: "Preparing models:", subcommands: [Pull.self, Convert.self]),
       CommandGroup(name: "Measuring:", subcommands: [Bench.self]),
-      CommandGroup(name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self]),
+      CommandGroup(
+        name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self, GrammarCommand.self]),
       CommandGroup(name: "Looking around:", subcommands: [Doctor.self, Reference.self, Version.self]),
     ])
 }

@@ -31,6 +31,9 @@ public struct SamplingParameters: Sendable, Equatable {
   public var stopTokenIDs: [TokenID] = []
   /// Regular expressions that end the generation when they match the output.
   public var stopRegex: [String] = []
+  /// What the text must look like. Where it asks for more tokens or fewer than `minNewTokens`, it wins; after its end (with
+  /// `ignoreEOS`) the text is free.
+  public var grammar: GrammarSpecification?
   /// End-of-sequence tokens do not end the generation.
   public var ignoreEOS = false
   /// Special tokens are left out of the text.

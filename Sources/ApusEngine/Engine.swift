@@ -28,6 +28,7 @@ public final class Engine: GenerationService {
   private let templates: ChatTemplateSet
   private let mailbox: Mailbox
   private let state: EngineState
+  private let grammars: GrammarService
   private let terminated = TerminationSignal()
 
   private init(
@@ -50,6 +51,7 @@ public final class Engine: GenerationService {
       samplingDefaults: description.samplingDefaults, hasChatTemplate: !templates.isEmpty,
       chatTemplate: (try? templates.template(hasTools: true).source) ?? "",
       specialTokens: tokenizer.specialTokenTexts, created: created)
+    grammars = GrammarService(tokenizer: tokenizer, size: description.vocabularySize, endTokens: eos)
     report = Engine.describe(description, configuration: configuration, name: model.name)
     // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
     // two steps.
@@ -249,6 +251,11 @@ public final class Engine: GenerationService {
     if sampling.seed == nil { sampling.seed = UInt64.random(in: 0...UInt64.max) }
     let assembler = try OutputAssembler(tokenizer: tokenizer, sampling: sampling)
 
+    // A grammar that was compiled before costs nothing; another is compiled while the request waits at its gate.
+    let constraint = try sampling.grammar.flatMap { (grammar) throws(EngineError) in try grammars.known(grammar)?.get()
+    }
+    let isGated = sampling.grammar != nil && constraint == nil
+
     let limit = configuration.maxRunningRequests + configuration.maxQueuedRequests
     let mailbox = mailbox
     let (handle, stream) = try state.table.withLock { (table) throws(EngineError) in
@@ -277,7 +284,8 @@ public final class Engine: GenerationService {
       .submit(
         Submission(
           handle: handle, tokens: tokens, sampling: sampling, eosTokenIDs: model.eosTokenIDs,
-          logprobs: request.logprobs, priority: request.priority, cacheSalt: request.cacheSalt)))
+          logprobs: request.logprobs, priority: request.priority, cacheSalt: request.cacheSalt,
+          gate: isGated ? .closed : .open, constraint: constraint)))
     if receipt != .accepted {
       state.table.withLock { table in
         table.streams.removeValue(forKey: handle)
@@ -286,6 +294,14 @@ public final class Engine: GenerationService {
       throw receipt == .full
         ? EngineError(.queueFull, "Too many requests arrive at once. Try again later.")
         : EngineError(.shuttingDown, "The engine is stopping and takes no new requests.")
+    }
+    if isGated, let grammar = sampling.grammar {
+      grammars.compile(grammar) { result in
+        switch result {
+        case .success(let compiled): mailbox.post(.open(handle: handle, constraint: compiled))
+        case .failure(let error): mailbox.post(.reject(handle: handle, error))
+        }
+      }
     }
     return GenerationStream(id: request.id, source: stream)
   }

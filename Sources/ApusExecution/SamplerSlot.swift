@@ -13,6 +13,9 @@ struct SamplerSlot {
   /// The token drawn last: the input of the next step where that one was launched before the draw.
   var lastToken: TokenID = 0
 
+  /// Follows the outputs where something limits them.
+  let matcher: (any TokenMatcher)?
+
   private let seed: UInt64
   private let promptCount: Int
   private let minNewTokens: Int
@@ -46,6 +49,11 @@ struct SamplerSlot {
     repetition = sampling.repetitionPenalty
     frequency = sampling.frequencyPenalty
     presence = sampling.presencePenalty
+    matcher = assignment.constraint?.makeTokenMatcher()
+    if let matcher {
+      // After a retraction the outputs so far are followed once more.
+      for token in assignment.tokens.dropFirst(assignment.promptCount) { _ = matcher.accept(token) }
+    }
     if hasPenalties {
       for (index, token) in assignment.tokens.enumerated() {
         if index < promptCount {
@@ -63,6 +71,7 @@ struct SamplerSlot {
   /// Notes a token that was drawn.
   mutating func append(_ token: TokenID) {
     lastToken = token
+    _ = matcher?.accept(token)
     if hasPenalties { see(token, outputs: 1) }
   }
 
@@ -77,10 +86,13 @@ struct SamplerSlot {
   }
 
   /// Changes a row of raw logits as the request asks: penalties, then bias, then the ban on stop tokens while fewer than
-  /// `minNewTokens` were generated. Sets the random number of the draw.
+  /// `minNewTokens` were generated, then what a grammar forbids. Sets the random number of the draw.
   ///
+  /// - Parameter mask: room for the grammar's mask.
   /// - Parameter position: of the token to be drawn, counted from the start of the prompt.
-  mutating func prepare(_ logits: Tensor, row index: Int, position: Int, backend: any Backend) {
+  mutating func prepare(
+    _ logits: Tensor, row index: Int, position: Int, mask: MaskBuffer, backend: any Backend
+  ) {
     row.uniform = CPUBackend.uniform(seed: seed, position: UInt64(position))
     if !seenTokens.isEmpty {
       backend.applyPenalties(
@@ -90,10 +102,47 @@ struct SamplerSlot {
     for (token, bias) in zip(biasTokens, biases) {
       backend.add(bias, toLogitOf: token, logits: logits, row: index)
     }
-    if position - promptCount < minNewTokens {
+    var endsAreAllowed = position - promptCount >= minNewTokens
+    // After the end of its text a grammar says nothing more.
+    if let matcher, !matcher.isTerminated {
+      let words = mask.words(matcher.maskWordCount)
+      matcher.fillMask(into: words)
+      backend.applyMask(logits: logits, row: index, mask: words, words: matcher.maskWordCount)
+      // Where only the end may come, it comes.
+      if !endsAreAllowed { endsAreAllowed = !allowsOthers(words, matcher.maskWordCount) }
+    }
+    if !endsAreAllowed {
       for token in stopTokenIDs { backend.add(-.infinity, toLogitOf: token, logits: logits, row: index) }
     }
   }
+}
+
+extension SamplerSlot {
+  /// Whether a mask allows any token that does not end the generation.
+  private func allowsOthers(_ words: UnsafeMutablePointer<UInt32>, _ count: Int) -> Bool {
+    for token in stopTokenIDs where token >= 0 && Int(token >> 5) < count {
+      words[Int(token >> 5)] &= ~(1 << UInt32(token & 31))
+    }
+    for index in 0..<count where words[index] != 0 { return true }
+    return false
+  }
+}
+
+/// Room for one mask, taken when the first is asked for.
+final class MaskBuffer {
+  private var memory: UnsafeMutablePointer<UInt32>?
+  private var capacity = 0
+
+  func words(_ count: Int) -> UnsafeMutablePointer<UInt32> {
+    if let memory, capacity >= count { return memory }
+    memory?.deallocate()
+    let fresh = UnsafeMutablePointer<UInt32>.allocate(capacity: max(count, 1))
+    memory = fresh
+    capacity = max(count, 1)
+    return fresh
+  }
+
+  deinit { memory?.deallocate() }
 }
 
 extension Backend {

@@ -39,6 +39,7 @@ public final class StepRunner: @unchecked Sendable {
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
   private let drawn: UnsafeMutablePointer<TokenID>
   private var plan: [LogitRow] = []
+  private let mask = MaskBuffer()
 
   /// One row of logits and what it is for.
   private struct LogitRow {
@@ -228,7 +229,7 @@ public final class StepRunner: @unchecked Sendable {
       if !isFinite(block, row: index) {
         fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
       }
-      slots[slot]!.prepare(block, row: index, position: entry.position, backend: backend)
+      slots[slot]!.prepare(block, row: index, position: entry.position, mask: mask, backend: backend)
       samplingRows[index] = slots[slot]!.row
     }
     backend.sample(logits: block, rows: samplingRows, tokens: drawn)
@@ -248,7 +249,7 @@ public final class StepRunner: @unchecked Sendable {
     // The draw changes the row; log-probabilities are those of the raw logits.
     var first: Int32 = 0
     backend.gather(row, rows: &first, count: 1, out: rawRow)
-    slots[slot]!.prepare(row, row: 0, position: entry.position, backend: backend)
+    slots[slot]!.prepare(row, row: 0, position: entry.position, mask: mask, backend: backend)
     samplingRows[0] = slots[slot]!.row
     backend.sample(logits: row, rows: samplingRows, tokens: drawn)
     let token = drawn[0]
@@ -266,7 +267,10 @@ public final class StepRunner: @unchecked Sendable {
       result.tokens[entry.tokenIndex] = token
       slots[Int(batch.requests[entry.request].slot)]!.append(token)
     } else if !result.failures.contains(where: { $0.request == entry.request }) {
-      fail(entry.request, "No token can be drawn: every one of them is forbidden.", into: &result)
+      let matcher = slots[Int(batch.requests[entry.request].slot)]!.matcher
+      fail(
+        entry.request, matcher?.failure?.message ?? "No token can be drawn: every one of them is forbidden.",
+        into: &result)
     }
   }
 

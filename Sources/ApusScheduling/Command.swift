@@ -28,11 +28,14 @@ public struct Submission: Sendable {
   public var cacheSalt: String
   /// Whether the request may be computed at once.
   public var gate: Gate
+  /// What limits the tokens, if anything does. May come with the opening of the gate.
+  public var constraint: (any TokenConstraint)?
 
   /// Makes a submission.
   public init(
     handle: UInt64, tokens: [TokenID], sampling: SamplingParameters, eosTokenIDs: [TokenID] = [],
-    logprobs: LogprobOptions? = nil, priority: Int = 0, cacheSalt: String = "", gate: Gate = .open
+    logprobs: LogprobOptions? = nil, priority: Int = 0, cacheSalt: String = "", gate: Gate = .open,
+    constraint: (any TokenConstraint)? = nil
   ) {
     self.handle = handle
     self.tokens = tokens
@@ -42,6 +45,7 @@ public struct Submission: Sendable {
     self.priority = priority
     self.cacheSalt = cacheSalt
     self.gate = gate
+    self.constraint = constraint
   }
 }
 
@@ -50,8 +54,10 @@ public struct Submission: Sendable {
 public enum Command: Sendable {
   /// A new request. It is answered by exactly one `Event.finished` or `Event.rejected`, now or later.
   case submit(Submission)
-  /// The request's gate opens.
-  case open(handle: UInt64)
+  /// The request's gate opens. A constraint that came to be behind it takes the place of the submission's.
+  case open(handle: UInt64, constraint: (any TokenConstraint)? = nil)
+  /// What the gate waited for cannot be had: a request whose gate is closed ends with the error.
+  case reject(handle: UInt64, EngineError)
   /// The request ends early, with `FinishReason.abort`.
   case abort(handle: UInt64, reason: String)
   /// Every request ends early.

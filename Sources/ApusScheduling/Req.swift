@@ -56,6 +56,7 @@ final class Req {
 
   var state = State.waiting
   var gateIsOpen: Bool
+  var constraint: (any TokenConstraint)?
   var slot: Int32 = -1
   var pages: [Int32] = []
   var sharedPages = 0
@@ -89,6 +90,7 @@ final class Req {
     maxOutputs = min(submission.sampling.maxNewTokens ?? .max, contextLength - submission.tokens.count)
     pageHashes = Req.hashPages(submission.tokens, salt: submission.cacheSalt)
     gateIsOpen = submission.gate == .open
+    constraint = submission.constraint
     // Position 0 has no log-probability: nothing precedes it.
     if logprobs?.promptStart == 0 {
       promptLogprobs.append(PositionLogprobs(chosen: TokenLogprob(token: tokens[0], logprob: nil)))

@@ -59,11 +59,13 @@ public struct SlotAssignment: Sendable {
   public var tokens: [TokenID]
   /// How many of `tokens` are the prompt's; the rest count as output for penalties and `minNewTokens`.
   public var promptCount: Int
+  /// What limits the outputs, if anything does. It has to be told of the outputs among `tokens`.
+  public var constraint: (any TokenConstraint)?
 
   /// Makes an assignment.
   public init(
     slot: Int32, sampling: SamplingParameters, stopTokenIDs: [TokenID], logprobs: LogprobOptions?, tokens: [TokenID],
-    promptCount: Int
+    promptCount: Int, constraint: (any TokenConstraint)? = nil
   ) {
     self.slot = slot
     self.sampling = sampling
@@ -71,6 +73,7 @@ public struct SlotAssignment: Sendable {
     self.logprobs = logprobs
     self.tokens = tokens
     self.promptCount = promptCount
+    self.constraint = constraint
   }
 }
 

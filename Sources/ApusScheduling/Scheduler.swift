@@ -87,8 +87,19 @@ public struct Scheduler: ~Copyable {
     switch command {
     case .submit(let submission):
       submit(submission)
-    case .open(let handle):
-      live[handle]?.gateIsOpen = true
+    case .open(let handle, let constraint):
+      if let req = live[handle] {
+        req.gateIsOpen = true
+        if let constraint { req.constraint = constraint }
+      }
+    case .reject(let handle, let error):
+      if let req = live[handle], req.state == .waiting, !req.gateIsOpen {
+        counts.rejectedRequests += 1
+        events.append(.rejected(handle: handle, error))
+        live[handle] = nil
+        req.state = .finishing
+        removeFromWaiting(req)
+      }
     case .abort(let handle, let reason):
       if let req = live[handle] { finish(req, .abort(reason)) }
     case .abortAll(let reason):

@@ -36,6 +36,8 @@ extension ServerState {
       Route([.post], "/v1/tokenize", tokenize),
       Route([.post], "/detokenize", detokenize),
       Route([.post], "/v1/detokenize", detokenize),
+      Route([.post], "/parse_function_call", parseFunctionCall),
+      Route([.post], "/separate_reasoning", separateReasoning),
       Route([.get], "/health", access: .open, health),
       Route([.get], "/health_generate", access: .open, healthGenerate),
       Route([.get], "/ready", access: .open, ready),

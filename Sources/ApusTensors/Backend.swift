@@ -210,6 +210,10 @@ public protocol Backend: AnyObject, Sendable {
     logits: Tensor, row: Int, tokens: UnsafePointer<TokenID>, outputCounts: UnsafePointer<Int32>, count: Int,
     repetition: Float, frequency: Float, presence: Float)
 
+  /// logits[row, token] becomes negative infinity where bit `token % 32` of word `token / 32` is not set; tokens beyond the
+  /// mask's words have no bit.
+  func applyMask(logits: Tensor, row: Int, mask: UnsafePointer<UInt32>, words: Int)
+
   /// Draws one token for each row of `logits`. Rows are changed in the process.
   /// `tokens[i]` is -1 where a row holds no finite logit.
   func sample(logits: Tensor, rows: UnsafePointer<SamplingRow>, tokens: UnsafeMutablePointer<TokenID>)

@@ -371,6 +371,11 @@ public final class CPUBackend: Backend {
       frequency, presence)
   }
 
+  public func applyMask(logits: Tensor, row: Int, mask: UnsafePointer<UInt32>, words: Int) {
+    precondition(row >= 0 && row < logits.rows)
+    apus_mask_logits(logits.float32 + row * logits.stride, Int64(logits.columns), mask, Int64(words))
+  }
+
   public func sample(
     logits: Tensor, rows: UnsafePointer<SamplingRow>, tokens: UnsafeMutablePointer<TokenID>
   ) {

@@ -329,6 +329,14 @@ public final class ReferenceBackend: Backend {
     }
   }
 
+  public func applyMask(logits: Tensor, row: Int, mask: UnsafePointer<UInt32>, words: Int) {
+    let values = logits.float32 + row * logits.stride
+    for token in 0..<logits.columns {
+      let isAllowed = token / 32 < words && mask[token / 32] >> UInt32(token % 32) & 1 != 0
+      if !isAllowed { values[token] = -.infinity }
+    }
+  }
+
   public func sample(
     logits: Tensor, rows: UnsafePointer<SamplingRow>, tokens: UnsafeMutablePointer<TokenID>
   ) {

@@ -51,6 +51,22 @@ void apus_apply_penalties(
   }
 }
 
+// MARK: Masks
+
+void apus_mask_logits(float *logits, int64_t columns, const uint32_t *mask, int64_t words) {
+  for (int64_t w = 0; w * 32 < columns; w++) {
+    uint32_t bits = w < words ? mask[w] : 0;
+    if (bits == 0xffffffffu) continue;
+    float *x = logits + w * 32;
+    if (columns - w * 32 >= 32) {
+      // Without branches, so that the compiler makes vectors of it.
+      for (int i = 0; i < 32; i++) x[i] = bits >> i & 1 ? x[i] : -INFINITY;
+    } else {
+      for (int64_t i = 0; i < columns - w * 32; i++) x[i] = bits >> i & 1 ? x[i] : -INFINITY;
+    }
+  }
+}
+
 // MARK: Selection
 
 // A boundary in a multiset of keys: keys above `key` are in, and of those equal to it the first `ties` met.

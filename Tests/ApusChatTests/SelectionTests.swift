@@ -110,7 +110,15 @@ struct SelectionTests {
     let auto = try #require(ToolConstraint.make(tools: strict, choice: .auto, format: hermes))
     #expect(!auto.isRequired && auto.allowsText && auto.triggers == ["<tool_call>"])
     #expect(auto.tags.map(\.schema) == [["type": "object"], ["type": "object"], testTools.tools[2].parameters!])
-    #expect(auto.json["format"]?["type"] == "triggered_tags")
-    #expect(named.json["format"]?["type"] == "tags_with_separator")
+    #expect(auto.format["type"] == "triggered_tags")
+    #expect(named.format["type"] == "tags_with_separator")
+    // After the chain of thought, if the prompt leaves it open; either way, if it does not tell.
+    let think = try #require(ReasoningFormat.named("qwen3"))
+    #expect(think.format(before: named.format, isOpen: false) == named.format)
+    let open = think.format(before: named.format, isOpen: true)
+    #expect(open["elements"]?[0]?["begin"] == "" && open["elements"]?[0]?["end"] == "</think>")
+    #expect(open["elements"]?[2] == named.format)
+    let either = think.format(before: named.format, isOpen: nil)
+    #expect(either["elements"]?[0]?["elements"]?[0]?["begin"] == "<think>" && either["elements"]?[1] == named.format)
   }
 }

@@ -432,6 +432,20 @@ private func prompt(_ count: Int, _ salt: Int = 0) -> [TokenID] {
     #expect(bench.end(1) == .length)
   }
 
+  @Test func aRejectedGateEndsItsRequestAlone() throws {
+    let bench = try Bench()
+    bench.submit(1, prompt(5), gate: .closed)
+    bench.submit(2, prompt(5, 1))
+    // An open gate is past being rejected.
+    bench.apply(.reject(handle: 2, EngineError(.invalidRequest, "no")))
+    bench.apply(.reject(handle: 1, EngineError(.invalidRequest, "no")))
+    bench.apply(.reject(handle: 1, EngineError(.invalidRequest, "twice")))
+    bench.runToEnd()
+    #expect(bench.end(1) == nil)
+    #expect(bench.end(2) == .length)
+    #expect(bench.isIdle)
+  }
+
   @Test func finishEndsQuietlyAndKeepsThePrefix() throws {
     let bench = try Bench()
     bench.submit(1, prompt(40), maxNew: 100)

@@ -242,14 +242,19 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
       ("top_logprobs", 3, "top_logprobs needs logprobs to be true."),
       ("top_logprobs", 21, "top_logprobs must be in 0...20, got 21."),
       (
-        "response_format", ["type": "json_object"],
-        "response_format: the type \"json_object\" needs constrained decoding, which is not available yet; use \"text\"."
+        "response_format", ["type": "xml"],
+        "response_format.type: \"xml\" is none of text, json_object, json_schema and structural_tag."
       ),
       (
         "tool_choice", "required",
         "tool_choice is only allowed when tools are given."
       ),
-      ("regex", "a", "regex: constrained decoding is not available yet; leave the field out."),
+      ("response_format", "json", "response_format: expected an object with a type, got a string."),
+      (
+        "response_format", ["type": "json_schema", "json_schema": ["name": "x"]],
+        "response_format.json_schema.schema: expected a JSON Schema."
+      ),
+      ("regex", 3, "regex: expected a string, got an integer."),
       ("rid", "a b", "rid must have 1 to 256 bytes without spaces and control characters."),
       ("input_ids", [5, -1], "input_ids[1]: -1 is no token id."),
       ("input_ids", [5, 600], "input_ids: token 600 at position 1 is not in the vocabulary of 512 tokens."),

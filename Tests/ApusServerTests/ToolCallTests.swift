@@ -146,19 +146,44 @@ private func stable(_ answer: Answer) -> [String] {
     let none = try await send(["tool_choice": "none"], service(Array(Self.callOnly)))
     #expect(none.json["choices"]?[0]?["message"]?["content"]?.stringValue == Self.callOnly.joined())
     #expect(none.json["choices"]?[0]?["finish_reason"] == "stop")
-    // A forced call begins in the prompt.
-    let named = service(["{\"city\"", ": \"x\"}}", "\n</tool_call>"])
-    let forced = try await send(
-      ["tool_choice": ["type": "function", "function": ["name": "get_weather"]]], named)
-    #expect(
-      promptText(named.requests.first).hasSuffix(
-        "<assistant><tool_call>\n{\"name\": \"get_weather\", \"arguments\":"))
+    // A forced call is what the grammar allows, after the chain of thought if the prompt opened it.
+    let function: JSONValue = ["type": "function", "function": ["name": "get_weather"]]
+    func grammar(_ members: JSONValue, _ fake: FakeService) async throws -> JSONValue? {
+      let answer = try await send(members, fake)
+      #expect(answer.status == 200)
+      guard case .structuralTag(let text)? = fake.requests.first?.sampling.grammar else { return nil }
+      return try JSONValue.parse(text)["format"]
+    }
+    let named = try #require(try await grammar(["tool_choice": function], service(promptEnd: "<think></think>")))
+    #expect(named["type"] == "tags_with_separator" && named["stop_after_first"] == true)
+    #expect(named["tags"]?[0]?["begin"] == "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": ")
+    #expect(named["tags"]?[0]?["content"]?["json_schema"] == weather["function"]?["parameters"])
+    let required = try #require(try await grammar(["tool_choice": "required"], service(promptEnd: "<think>\n")))
+    #expect(required["elements"]?[0]?["end"] == "</think>")
+    #expect(required["elements"]?[2]?["tags"]?.arrayValue?.count == 2)
+    #expect(try await grammar([:], service()) == nil)
+    let strict: JSONValue = [
+      "tools": [["type": "function", "function": ["name": "ping", "strict": true, "parameters": ["type": "object"]]]]
+    ]
+    #expect(try await grammar(strict, service())?["type"] == "triggered_tags")
+    // What the client asks of the text holds after the chain of thought, too.
+    let format: JSONValue = ["response_format": ["type": "json_object"]]
+    let json = try #require(try await grammar(format, service(promptEnd: "<think>\n")))
+    #expect(json["elements"]?[2]?["json_schema"] == ["type": "object"])
+    let both = try await send(with(format, ["tool_choice": "required"]), service())
+    #expect(both.status == 400 && both.parameter == "tool_choice")
+    // A format without such a grammar: the prompt begins the call.
+    let coder = service(
+      ["<parameter=city>\n", "x\n</parameter>", "\n</function>\n</tool_call>"], template: "<function= <parameter=")
+    let forced = try await send(["tool_choice": function], coder)
+    #expect(promptText(coder.requests.first).hasSuffix("<assistant><tool_call>\n<function=get_weather>\n"))
     let call = forced.json["choices"]?[0]?["message"]?["tool_calls"]?[0]
     #expect(call?["function"] == ["name": "get_weather", "arguments": "{\"city\": \"x\"}"])
     #expect(forced.json["choices"]?[0]?["finish_reason"] == "tool_calls")
-    let required = service(["ping", "\", \"arguments\": {}}"], promptEnd: "<think>\n")
-    let any = try await send(["tool_choice": "required", "stream": true], required)
-    #expect(promptText(required.requests.first).hasSuffix("<think>\n\n</think>\n\n<tool_call>\n{\"name\": \""))
+    let opened = service(
+      ["ping>", "</function>"], template: "<function= <parameter= <think>", promptEnd: "<think>\n")
+    let any = try await send(["tool_choice": "required", "stream": true], opened)
+    #expect(promptText(opened.requests.first).hasSuffix("<think>\n\n</think>\n\n<tool_call>\n<function="))
     #expect(any.text.contains("\"name\":\"ping\",\"arguments\":\"\""))
     let silent = try await send(["tool_choice": "required"], service(template: ""))
     #expect(silent.status == 400)
@@ -282,6 +307,26 @@ private func stable(_ answer: Answer) -> [String] {
     #expect(answer.status == 400)
     #expect(answer.parameter == parameter)
     #expect(answer.error == message)
+  }
+
+  @Test func parsersAsEndpoints() async throws {
+    try await withRoutes(service()) { client in
+      let calls = try await client.post(
+        "/parse_function_call",
+        ["text": "Ok.\n<function=ping></function>", "tools": [ping], "tool_call_parser": "qwen3_coder"])
+      #expect(
+        calls.json == [
+          "normal_text": "Ok.", "calls": [["tool_index": 0, "name": "ping", "parameters": "{}"]],
+        ])
+      let reasoning = try await client.post("/separate_reasoning", ["text": "<think>a</think>b"])
+      #expect(reasoning.json == ["reasoning_text": "a", "text": "b"])
+      for (path, body) in [
+        ("/parse_function_call", ["tools": []]), ("/separate_reasoning", ["text": "x", "reasoning_parser": "none"]),
+        ("/parse_function_call", ["text": "x", "tool_call_parser": "nonsense"]),
+      ] as [(String, JSONValue)] {
+        #expect(try await client.post(path, body).status == 400)
+      }
+    }
   }
 
   @Test func configuration() async throws {

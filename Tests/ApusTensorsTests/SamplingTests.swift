@@ -201,6 +201,25 @@ import Testing
     #expect(values(logits)[5] == -4)
   }
 
+  @Test func masksForbidAsTheReferenceDoes() throws {
+    let backend = try makeBackend(.best)
+    var generator = Generator(47)
+    for columns in [1, 31, 32, 33, 100, 4096] {
+      for words in [0, 1, (columns + 31) / 32, (columns + 31) / 32 + 1] {
+        let numbers = generator.floats(columns * 2, 10)
+        let mask = (0..<max(words, 1)).map { $0 % 5 == 4 ? UInt32.max : UInt32(truncatingIfNeeded: generator.next()) }
+        let masked = try tensor(numbers, rows: 2, columns: columns)
+        backend.applyMask(logits: masked, row: 1, mask: mask, words: words)
+        let expected = numbers.enumerated().map { index, value in
+          let token = index - columns
+          let isAllowed = token < 0 || (token / 32 < words && mask[token / 32] >> UInt32(token % 32) & 1 != 0)
+          return isAllowed ? value : -.infinity
+        }
+        #expect(values(masked) == expected, "\(columns) columns, \(words) words")
+      }
+    }
+  }
+
   @Test(arguments: levels)
   func theLargestEntriesAreThoseOfASort(level: InstructionSet) throws {
     let backend = try makeBackend(level, threads: 3)

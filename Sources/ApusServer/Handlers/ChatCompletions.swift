@@ -74,16 +74,41 @@ extension ServerState {
     var isOpen = formats.reasoning?.isOpen(atEndOf: text, isContinued: body.continueFinalMessage)
     var beginning = ""
     var added = ""
-    if reading.choice == .required || reading.choice.name != nil {
-      guard let calls = formats.calls else {
-        throw EngineError(
-          .unsupported,
-          "tool_choice cannot force a call: the chat template shows no format of tool calls, and --tool-call-parser "
-            + "names none.", parameter: "tool_choice")
+    let isForced = reading.choice == .required || reading.choice.name != nil
+    if isForced, formats.calls == nil {
+      throw EngineError(
+        .unsupported,
+        "tool_choice cannot force a call: the chat template shows no format of tool calls, and --tool-call-parser "
+          + "names none.", parameter: "tool_choice")
+    }
+    if isForced, parameters.grammar != nil {
+      throw EngineError(
+        .invalidRequest, "tool_choice forces a call, which response_format and its like exclude; give one of them.",
+        parameter: "tool_choice")
+    }
+    let startsOpen = isOpen ?? (formats.reasoning?.beginsOpen == true ? true : nil)
+    if let grammar = parameters.grammar {
+      // What the client asks of the text holds for what follows the chain of thought.
+      if startsOpen == true, let reasoning = formats.reasoning, let format = grammar.structuralFormat {
+        parameters.grammar = structuralTag(reasoning.format(before: format, isOpen: true))
       }
-      // The prompt begins the call, so that one must follow.
+    } else if let calls = formats.calls,
+      let constraint = ToolConstraint.make(
+        tools: reading.tools, choice: reading.choice, format: calls, allowsParallelCalls: reading.allowsParallelCalls)
+    {
+      if isForced {
+        parameters.grammar = structuralTag(
+          formats.reasoning?.format(before: constraint.format, isOpen: startsOpen) ?? constraint.format)
+      } else if formats.reasoning?.name != "gpt-oss" {
+        // Free text around calls: the channels of gpt-oss are no such text.
+        parameters.grammar = structuralTag(
+          startsOpen == true
+            ? formats.reasoning!.format(before: constraint.format, isOpen: true) : constraint.format)
+      }
+    } else if isForced, let calls = formats.calls {
+      // No grammar knows the format's arguments. The prompt begins the call instead, so that one must follow.
       beginning = calls.callBeginning(of: reading.choice.name)
-      if let reasoning = formats.reasoning, isOpen ?? reasoning.beginsOpen { added = reasoning.closing }
+      if let reasoning = formats.reasoning, startsOpen == true { added = reasoning.closing }
       added += beginning
       isOpen = false
     }
@@ -206,6 +231,27 @@ extension ServerState {
     writer.array { _ in }
     writer.key("usage")
     usage.write(to: &writer)
+  }
+}
+
+private func structuralTag(_ format: JSONValue) -> GrammarSpecification {
+  .structuralTag((["type": "structural_tag", "format": format] as JSONValue).compactText)
+}
+
+extension GrammarSpecification {
+  /// The same as a format within a structural tag; `nil` if it has no such form.
+  fileprivate var structuralFormat: JSONValue? {
+    switch self {
+    case .jsonSchema(let schema, _):
+      guard let schema = try? JSONValue.parse(schema) else { return nil }
+      return ["type": "json_schema", "json_schema": schema]
+    case .jsonObject: return ["type": "json_schema", "json_schema": ["type": "object"]]
+    case .regex(let pattern): return ["type": "regex", "pattern": .string(pattern)]
+    case .ebnf(let grammar): return ["type": "grammar", "grammar": .string(grammar)]
+    case .choices(let texts):
+      return ["type": "or", "elements": .array(texts.map { ["type": "const_string", "value": .string($0)] })]
+    case .structuralTag(let text): return (try? JSONValue.parse(text))?["format"]
+    }
   }
 }
 

@@ -121,7 +121,7 @@ struct ChatCompletionRequest {
           request.templateVariables = try reader.readValue().objectValue ?? JSONObject()
         }
       case "reasoning_effort": request.reasoningEffort = try fields.value(&reader, key)
-      case "response_format": try fields.refuseResponseFormat(&reader, key)
+      case "response_format": try request.common.sampling.grammar.readResponseFormat(key, &fields, &reader)
       case "functions", "function_call":
         try fields.refuse(&reader, key, "is OpenAI's old form; use tools and tool_choice")
       case "audio": try fields.refuse(&reader, key, "this model answers in text only; leave the field out")
@@ -159,7 +159,7 @@ struct ChatCompletionRequest {
   }
 
   /// The tools, each of which must be a function with a name.
-  private static func definitions(_ tools: JSONValue?) throws(EngineError) -> ToolDefinitions {
+  static func definitions(_ tools: JSONValue?) throws(EngineError) -> ToolDefinitions {
     func refuse(_ path: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
       EngineError(code, "\(path): \(sentence).", parameter: path)
     }
@@ -249,21 +249,6 @@ struct ChatCompletionRequest {
       messages: .array(normalized), tools: offersTools ? tools : nil,
       addGenerationPrompt: addGenerationPrompt && !continueFinalMessage,
       continueFinalMessage: continueFinalMessage, variables: variables)
-  }
-}
-
-extension FieldReader {
-  /// Lets `response_format` of type text pass and refuses the others.
-  mutating func refuseResponseFormat(_ reader: inout JSONReader, _ name: String) throws(JSONError) {
-    guard let format = try value(&reader, name) else { return }
-    switch format["type"] {
-    case .string("text"): break
-    case .string(let type):
-      note(
-        name, "the type \(type.debugDescription) needs constrained decoding, which is not available yet; use \"text\"",
-        code: .unsupported)
-    default: note(name, "expected an object with a type, got \(format.kindName)")
-    }
   }
 }
 

@@ -66,7 +66,7 @@ struct CompletionRequest {
         if let suffix = try fields.string(&reader, key), !suffix.isEmpty {
           fields.note(key, "filling in the middle is not available; leave the field out", code: .unsupported)
         }
-      case "response_format": try fields.refuseResponseFormat(&reader, key)
+      case "response_format": try request.common.sampling.grammar.readResponseFormat(key, &fields, &reader)
       default:
         if try !request.common.read(key, &fields, &reader) { try reader.skipValue() }
       }

@@ -23,6 +23,7 @@ struct SamplingFields {
   var spacesBetweenSpecialTokens: Bool?
   var noStopTrim: Bool?
   var count: Int?
+  var grammar: GrammarFields = .init()
 
   /// Reads a member if it is a sampling field.
   ///
@@ -71,7 +72,7 @@ struct SamplingFields {
     case "n": count = try fields.integer(&reader, key)
     case "json_schema", "regex", "ebnf", "structural_tag", "guided_json", "guided_regex", "guided_grammar",
       "guided_choice":
-      try fields.refuse(&reader, key, "constrained decoding is not available yet; leave the field out")
+      try grammar.read(key, &fields, &reader)
     case "beam_width", "use_beam_search":
       let value = try fields.value(&reader, key)
       if let value, value != .bool(false), (value.doubleValue ?? 2) > 1 {
@@ -103,6 +104,7 @@ struct SamplingFields {
     if let skipSpecialTokens { parameters.skipSpecialTokens = skipSpecialTokens }
     if let spacesBetweenSpecialTokens { parameters.spacesBetweenSpecialTokens = spacesBetweenSpecialTokens }
     if let noStopTrim { parameters.noStopTrim = noStopTrim }
+    if let grammar = grammar.specification { parameters.grammar = grammar }
   }
 
   /// The parameters of a request to the OpenAI API: the model's recommended values, then the client's.

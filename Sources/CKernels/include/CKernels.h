@@ -381,6 +381,10 @@ void apus_apply_penalties(
     float *logits, int64_t columns, const int32_t *tokens, const int32_t *counts, int64_t count, float repetition,
     float frequency, float presence);
 
+/// Sets the logits of tokens to negative infinity whose bit (i % 32 of word i / 32) is not set in a mask; tokens beyond
+/// its words have no bit.
+void apus_mask_logits(float *logits, int64_t columns, const uint32_t *mask, int64_t words);
+
 /// Draws a token for each row: -1 where the row holds a NaN, a positive infinity, or nothing but negative
 /// infinities.
 ///

@@ -1,0 +1,46 @@
+/// What a generated text must look like, as a client states it.
+public enum GrammarSpecification: Sendable, Hashable {
+  /// JSON that is valid against a JSON Schema, given as text.
+  case jsonSchema(String, SchemaOptions = .init())
+  /// Any JSON object.
+  case jsonObject
+  /// A text that a regular expression matches as a whole.
+  case regex(String)
+  /// A grammar in EBNF: the dialect of llama.cpp (GBNF) or of the W3C, whose root rule is `root`.
+  case ebnf(String)
+  /// One of some texts.
+  case choices([String])
+  /// Free text with constrained regions, as a JSON text in the form of SGLang and XGrammar.
+  case structuralTag(String)
+
+  /// How a JSON Schema is read.
+  public struct SchemaOptions: Sendable, Hashable {
+    /// Where white space may stand.
+    public enum Whitespace: Sendable, Hashable {
+      /// Nowhere.
+      case compact
+      /// Wherever JSON permits it, in runs of a bounded length.
+      case flexible
+    }
+
+    /// The order of an object's members.
+    public enum PropertyOrder: Sendable, Hashable {
+      /// As declared, then those that are not declared.
+      case declared
+      /// Any.
+      case any
+    }
+
+    /// Where white space may stand.
+    public var whitespace = Whitespace.flexible
+    /// The order of an object's members.
+    public var propertyOrder = PropertyOrder.declared
+    /// OpenAI's strict mode: the schema must keep to the subset that OpenAI calls strict.
+    public var isStrict = false
+    /// Ignores what cannot be enforced instead of refusing it.
+    public var isLenient = false
+
+    /// Makes the default options.
+    public init() {}
+  }
+}

@@ -1,0 +1,19 @@
+/// What limits a request's tokens: a compiled grammar. Shared by any number of requests.
+public protocol TokenConstraint: AnyObject, Sendable {
+  /// Follows one request from its first output token.
+  func makeTokenMatcher() -> any TokenMatcher
+}
+
+/// Follows the outputs of one request and says which token may come next. One thread at a time uses it.
+public protocol TokenMatcher: AnyObject {
+  /// Words of a mask: one bit for each token id of the vocabulary.
+  var maskWordCount: Int { get }
+  /// Whether the text has been ended by an end token.
+  var isTerminated: Bool { get }
+  /// Why nothing can follow, if a limit was reached.
+  var failure: EngineError? { get }
+  /// Writes which tokens may come next: bit `id % 32` of word `id / 32`.
+  func fillMask(into mask: UnsafeMutablePointer<UInt32>)
+  /// Takes the next token; false, and nothing changes, if it is not allowed.
+  func accept(_ token: TokenID) -> Bool
+}

@@ -1,0 +1,73 @@
+import ApusCore
+
+/// The fields that constrain a text, under the names of both APIs: at most one may be given.
+struct GrammarFields {
+  private(set) var specification: GrammarSpecification?
+  private var name = ""
+
+  /// Reads one of the native fields `json_schema`, `regex`, `ebnf` and `structural_tag` (texts; a schema or tag may be an
+  /// object, too), or vLLM's `guided_json`, `guided_regex`, `guided_grammar` and `guided_choice`.
+  mutating func read(
+    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+  ) throws(JSONError) {
+    guard let value = try fields.value(&reader, key) else { return }
+    let made: GrammarSpecification?
+    switch key {
+    case "json_schema", "guided_json":
+      made =
+        value.objectValue != nil || value.stringValue != nil || value.boolValue != nil
+        ? .jsonSchema(value.stringValue ?? value.compactText) : nil
+    case "structural_tag":
+      made =
+        value.objectValue != nil || value.stringValue != nil
+        ? .structuralTag(value.stringValue ?? value.compactText) : nil
+    case "guided_choice":
+      let texts = value.arrayValue?.compactMap(\.stringValue)
+      made = texts?.count == value.arrayValue?.count ? texts.map { .choices($0) } : nil
+    case "regex", "guided_regex": made = value.stringValue.map { .regex($0) }
+    default: made = value.stringValue.map { .ebnf($0) }
+    }
+    guard let made else {
+      let expected = key == "guided_choice" ? "a list of strings" : "a string"
+      return fields.note(key, "expected \(expected), got \(value.kindName)")
+    }
+    set(made, key, &fields)
+  }
+
+  /// Reads `response_format`: `text`, `json_object`, `json_schema` and `structural_tag`.
+  mutating func readResponseFormat(
+    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+  ) throws(JSONError) {
+    guard let format = try fields.value(&reader, key) else { return }
+    guard let type = format["type"]?.stringValue else {
+      return fields.note(key, "expected an object with a type, got \(format.kindName)")
+    }
+    switch type {
+    case "text": break
+    case "json_object": set(.jsonObject, key, &fields)
+    case "json_schema":
+      guard let description = format["json_schema"], let schema = description["schema"],
+        schema.objectValue != nil || schema.boolValue != nil
+      else { return fields.note("\(key).json_schema.schema", "expected a JSON Schema") }
+      var options = GrammarSpecification.SchemaOptions()
+      switch description["strict"] {
+      case nil, .null: break
+      case .bool(let isStrict): options.isStrict = isStrict
+      case let other?: return fields.note("\(key).json_schema.strict", "expected a boolean, got \(other.kindName)")
+      }
+      set(.jsonSchema(schema.compactText, options), key, &fields)
+    case "structural_tag": set(.structuralTag(format.compactText), key, &fields)
+    default:
+      fields.note(
+        "\(key).type", "\(type.debugDescription) is none of text, json_object, json_schema and structural_tag")
+    }
+  }
+
+  private mutating func set(_ made: GrammarSpecification, _ key: String, _ fields: inout FieldReader) {
+    if specification != nil {
+      return fields.note(key, "only one constraint may be given, and \(name) is there already")
+    }
+    specification = made
+    name = key
+  }
+}

@@ -1,0 +1,152 @@
+import Apus
+import ApusCore
+import ApusEngine
+import Foundation
+import Testing
+
+private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+  .appendingPathComponent("../../../shared/data/models/stories260K/hf").standardizedFileURL.path
+
+private let haveModel: Bool = {
+  let found = FileManager.default.fileExists(atPath: model)
+  if !found {
+    print("Tests of constrained generation are skipped: there is no ../shared/data/models beside the project.")
+  }
+  return found
+}()
+
+@Suite("Constrained generation", .serialized, .enabled(if: haveModel)) struct ConstrainedGenerationTests {
+  private func request(
+    _ grammar: GrammarSpecification?, seed: UInt64 = 1, tokens: Int = 60, prompt: String = "Once upon a time",
+    change: (inout SamplingParameters) -> Void = { _ in }
+  ) -> Request {
+    var sampling = SamplingParameters()
+    sampling.seed = seed
+    sampling.maxNewTokens = tokens
+    sampling.grammar = grammar
+    change(&sampling)
+    return Request(prompt: .text(prompt), sampling: sampling)
+  }
+
+  private func matches(_ text: String, _ pattern: String) -> Bool {
+    text.range(of: "^(?:\(pattern))$", options: .regularExpression) != nil
+  }
+
+  @Test("The text matches, whatever is drawn, alone and among others, overlapped or not")
+  func regex() async throws {
+    let pattern = "[a-z]{3,8}( [a-z]{2,5}){2,4}[.!]"
+    var alone: [UInt64: [TokenID]] = [:]
+    for overlap in [true, false] {
+      var configuration = EngineConfiguration(modelPath: model)
+      configuration.enablesOverlap = overlap
+      configuration.tokenBudget = overlap ? 512 : 16
+      try await withEngine(configuration) { engine in
+        for seed in UInt64(1)...4 {
+          let result = try await engine.generate(request(.regex(pattern), seed: seed)).result()
+          #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
+          if case .stop = result.finishReason {} else { Issue.record("seed \(seed) ended with \(result.finishReason)") }
+          if let known = alone[seed] { #expect(result.tokens == known, "seed \(seed)") }
+          alone[seed] = result.tokens
+        }
+        let known = alone
+        try await withThrowingTaskGroup(of: Void.self) { group in
+          for index in 0..<24 {
+            let seed = UInt64(index % 6 + 1)
+            let grammar: GrammarSpecification? =
+              index % 3 == 0 ? nil : index % 3 == 1 ? .regex(pattern) : .choices(["yes", "no"])
+            let request = request(grammar, seed: seed)
+            group.addTask {
+              let result = try await engine.generate(request).result()
+              if index % 3 == 1 {
+                #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
+                if let known = known[seed] { #expect(result.tokens == known, "seed \(seed) among others") }
+              }
+              if index % 3 == 2 { #expect(["yes", "no"].contains(result.text)) }
+            }
+          }
+          try await group.waitForAll()
+        }
+      }
+    }
+  }
+
+  @Test("Penalties, log-probabilities, a minimum length and greedy draws keep to the grammar")
+  func options() async throws {
+    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
+      var wanted = request(.regex("(ab|ba){2,40}"), tokens: 120) {
+        $0.repetitionPenalty = 1.3
+        $0.frequencyPenalty = 1
+        $0.minNewTokens = 30
+      }
+      wanted.logprobs = LogprobOptions(topCount: 3)
+      let result = try await engine.generate(wanted).result()
+      #expect(matches(result.text, "(ab|ba){2,40}"), "\(result.text)")
+      #expect(result.tokens.count >= 30 || result.text.utf8.count == 80, "\(result.tokens.count)")
+      // Where only the end may come, a minimum does not keep it away.
+      let short = try await engine.generate(request(.choices(["cat"])) { $0.minNewTokens = 20 }).result()
+      #expect(short.text == "cat")
+      let greedy = try await engine.generate(request(.regex("[0-9]{4}")) { $0.temperature = 0 }).result()
+      #expect(matches(greedy.text, "[0-9]{4}"), "\(greedy.text)")
+    }
+  }
+
+  @Test("JSON by schema is JSON")
+  func schema() async throws {
+    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
+      let schema = """
+        {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "ok": {"type": "boolean"},
+         "size": {"enum": [1, 20, 300]}}, "required": ["name", "ok", "size"], "additionalProperties": false}
+        """
+      var options = GrammarSpecification.SchemaOptions()
+      options.whitespace = .compact
+      for seed in UInt64(1)...4 {
+        let result = try await engine.generate(request(.jsonSchema(schema, options), seed: seed, tokens: 200)).result()
+        let value = try JSONValue.parse(result.text)
+        #expect(value.objectValue?.keys == ["name", "ok", "size"], "\(result.text)")
+        #expect([1, 20, 300].contains(value["size"]?.intValue ?? 0) && value["ok"]?.boolValue != nil)
+      }
+    }
+  }
+
+  @Test("A grammar that is wrong ends its request alone, with the reason")
+  func errors() async throws {
+    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
+      for _ in 0..<2 {
+        // The second time the error comes from the cache.
+        let error = await #expect(throws: EngineError.self) {
+          _ = try await engine.generate(request(.ebnf("root ::= \"a"))).result()
+        }
+        #expect(error?.code == .invalidRequest && error?.message.contains("line 1") == true)
+      }
+      #expect(try await engine.generate(request(.choices(["fine"]))).result().text == "fine")
+      let aborted = try engine.generate(request(.regex("[a-z]{2000}"), tokens: 100))
+      engine.abort(aborted.id)
+      _ = try? await aborted.result()
+    }
+  }
+
+  @Test("After a retraction the grammar goes on where it was")
+  func retraction() async throws {
+    var configuration = EngineConfiguration(modelPath: model)
+    configuration.maxTotalTokens = 576
+    configuration.scheduleConservativeness = 0.05
+    try await withEngine(configuration) { engine in
+      let pattern = "([a-z]{3,8} ){60,70}end"
+      let retractions = try await withThrowingTaskGroup(of: Int.self) { group in
+        for seed in UInt64(1)...6 {
+          let request = request(.regex(pattern), seed: seed, tokens: 400)
+          group.addTask {
+            let result = try await engine.generate(request).result()
+            let isWhole = if case .stop = result.finishReason { true } else { false }
+            #expect(matches(result.text, isWhole ? pattern : "([a-z]{0,8} ?)*"), "\(result.text)")
+            return result.usage.retractions
+          }
+        }
+        var total = 0
+        for try await count in group { total += count }
+        return total
+      }
+      #expect(retractions > 0, "Nothing was retracted, so the test shows nothing.")
+    }
+  }
+}
