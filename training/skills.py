@@ -958,7 +958,7 @@ def key_drill(r: Random) -> Exercise:
 
 
 # Parts of other skills, repeated so often in an exercise that they are learnt soon. They are not in the test.
-DRILLS = {"sum_drill": (6, sum_drill), "letter_drill": (14, letter_drill), "key_drill": (1, key_drill)}
+DRILLS = {"sum_drill": (8, sum_drill), "letter_drill": (8, letter_drill), "key_drill": (1, key_drill)}
 
 # A curriculum: what is drawn at first, when the model has yet to learn to find and to copy words of the prompt.
 EARLY_SHARES = {

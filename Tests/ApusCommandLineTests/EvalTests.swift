@@ -1,5 +1,6 @@
 import ApusCommandLine
 import ApusCore
+import Synchronization
 import Testing
 
 @Suite struct EvalTests {
