@@ -14,7 +14,9 @@ struct Bench: AsyncParsableCommand {
         apus bench offline models/Qwen2.5-0.5B-Instruct --load-format dummy --num-prompts 64
         apus bench startup models/Qwen2.5-0.5B-Instruct --repeats 5
       """,
-    subcommands: [BenchServing.self, BenchOffline.self, BenchScheduler.self, BenchStartup.self])
+    subcommands: [
+      BenchServing.self, BenchOffline.self, BenchScheduler.self, BenchStartup.self, BenchTokenizer.self,
+    ])
 }
 
 /// `apus bench serving`
