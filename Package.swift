@@ -84,7 +84,8 @@ let package = Package(
 
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(
-      name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
+      name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTesting", "ApusTokenization"],
+      swiftSettings: settings),
     .testTarget(name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar"], swiftSettings: settings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
@@ -94,7 +95,7 @@ let package = Package(
       swiftSettings: settings),
     .testTarget(
       name: "ApusExecutionTests",
-      dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
+      dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "ApusTesting"],
       exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusEngineTests",

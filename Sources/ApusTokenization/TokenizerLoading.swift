@@ -190,7 +190,8 @@ struct Configuration {
     if bos.present { parts.specialTokens.bos = bos.text }
     let eos = token("eos_token")
     if eos.present { parts.specialTokens.eos = eos.text }
-    if let unknown = token("unk_token").text { parts.specialTokens.unknown = unknown }
+    let unknown = token("unk_token").text
+    if let unknown { parts.specialTokens.unknown = unknown }
     let padding = token("pad_token")
     if padding.present { parts.specialTokens.padding = padding.text }
     for source in [value, map] {
@@ -240,10 +241,14 @@ struct Configuration {
         parts.addedTokens.append(AddedToken(content: content, id: TokenID(id)))
       }
     }
-    // Named special tokens that are words of the vocabulary count as added and special, too.
+    // Named special tokens that are words of the vocabulary count as added and special, too. The unknown token that the
+    // model of a tokenizer.json names for itself is a word like others, unless the configuration names it.
     let known = Set(parts.addedTokens.map(\.content))
     let named =
-      [parts.specialTokens.bos, parts.specialTokens.eos, parts.specialTokens.unknown, parts.specialTokens.padding]
+      [
+        parts.specialTokens.bos, parts.specialTokens.eos, isJSON ? unknown : parts.specialTokens.unknown,
+        parts.specialTokens.padding,
+      ]
       .compactMap(\.self) + parts.specialTokens.additional
     for name in named where !known.contains(name) {
       guard let id = parts.model.id(of: Array(name.utf8)), !parts.addedTokens.contains(where: { $0.content == name })

@@ -55,7 +55,9 @@ final class HuggingFaceProcess {
     let words = [python, "-c", Self.program]
     var argv: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) } + [nil]
     // One thread each: the comparison is of the work, not of how it is spread.
-    var variables: [UnsafeMutablePointer<CChar>?] = [strdup("TOKENIZERS_PARALLELISM=false"), strdup("RAYON_NUM_THREADS=1")]
+    var variables: [UnsafeMutablePointer<CChar>?] = [
+      strdup("TOKENIZERS_PARALLELISM=false"), strdup("RAYON_NUM_THREADS=1"),
+    ]
     var variable = environ
     while let text = variable.pointee {
       if strncmp(text, "TOKENIZERS_", 11) != 0, strncmp(text, "RAYON_", 6) != 0 { variables.append(strdup(text)) }

@@ -34,23 +34,29 @@ private struct TextWriter {
 
   private static let small = [
     "the", "of", "and", "to", "a", "in", "is", "it", "that", "was", "for", "on", "with", "as", "be", "at", "by", "this",
-    "had", "not", "are", "but", "from", "or", "have", "an", "they", "which", "you", "were", "her", "all", "she", "there",
-    "would", "their", "we", "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "said", "what",
-    "up", "its", "about", "into", "than", "them", "can", "only", "other", "new", "some", "could", "time", "these", "two",
+    "had", "not", "are", "but", "from", "or", "have", "an", "they", "which", "you", "were", "her", "all", "she",
+    "there",
+    "would", "their", "we", "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "said",
+    "what",
+    "up", "its", "about", "into", "than", "them", "can", "only", "other", "new", "some", "could", "time", "these",
+    "two",
     "may", "then", "do", "first", "any", "my", "now", "such", "like", "our", "over", "even", "most", "after", "also",
     "don't", "it's", "they're", "we've", "I'm", "couldn't",
   ]
   private static let stems = [
     "act", "account", "adapt", "agree", "allow", "appear", "argue", "arrange", "assign", "attach", "balance", "begin",
-    "bind", "board", "bound", "build", "call", "capture", "cast", "change", "charge", "check", "claim", "class", "clear",
+    "bind", "board", "bound", "build", "call", "capture", "cast", "change", "charge", "check", "claim", "class",
+    "clear",
     "close", "cloud", "collect", "color", "command", "commit", "compare", "compose", "compute", "connect", "consider",
     "construct", "contain", "content", "control", "copy", "count", "cover", "create", "cross", "current", "decide",
     "define", "deliver", "depend", "describe", "design", "detect", "develop", "differ", "direct", "discover", "discuss",
     "divide", "document", "doubt", "draw", "employ", "engine", "enter", "equal", "establish", "estimate", "examine",
-    "exchange", "expect", "explain", "express", "extend", "field", "figure", "filter", "final", "flow", "follow", "force",
+    "exchange", "expect", "explain", "express", "extend", "field", "figure", "filter", "final", "flow", "follow",
+    "force",
     "form", "frame", "friend", "garden", "gather", "govern", "grow", "handle", "harbor", "history", "house", "imagine",
     "improve", "include", "index", "inform", "inspect", "invent", "involve", "island", "journey", "judge", "keep",
-    "language", "learn", "letter", "light", "limit", "listen", "local", "machine", "manage", "market", "master", "matter",
+    "language", "learn", "letter", "light", "limit", "listen", "local", "machine", "manage", "market", "master",
+    "matter",
     "measure", "member", "memory", "merchant", "message", "model", "moment", "morning", "motion", "mountain", "move",
     "nation", "network", "night", "notice", "number", "object", "observe", "offer", "open", "operate", "order",
     "organize", "paper", "parse", "particle", "pattern", "perform", "person", "picture", "place", "plan", "point",
@@ -65,7 +71,9 @@ private struct TextWriter {
     "village", "visit", "voice", "water", "weather", "winter", "wonder", "work", "write", "yield",
   ]
   private static let prefixes = ["", "", "", "", "", "", "re", "un", "over", "under", "inter", "pre", "dis", "out"]
-  private static let suffixes = ["", "", "", "s", "ed", "ing", "er", "ers", "able", "ment", "ly", "ness", "ful", "ation"]
+  private static let suffixes = [
+    "", "", "", "s", "ed", "ing", "er", "ers", "able", "ment", "ly", "ness", "ful", "ation",
+  ]
   private static let characters = Array(
     "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成事只作当想看文"
       + "无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进把法此实回二理美点月明其种声全工己话儿者向情部正名定女问力机给等几很"

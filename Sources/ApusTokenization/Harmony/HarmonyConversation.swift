@@ -150,7 +150,8 @@ struct HarmonyConversation {
       }
       messages.append(
         HarmonyMessage(
-          .assistant, arguments, recipient: Self.qualified(name), channel: "commentary", contentType: "<|constrain|>json"))
+          .assistant, arguments, recipient: Self.qualified(name), channel: "commentary",
+          contentType: "<|constrain|>json"))
       lastCall = name
       if let id = call["id"]?.stringValue { callNames[id] = name }
     }

@@ -137,7 +137,9 @@ private struct Members {
 
   func text(_ name: String) throws(EngineError) -> String? {
     guard let value = object[name], !value.isNull else { return nil }
-    guard let text = value.stringValue else { throw failure("\(place).\(name)", "must be a string, not \(value.kindName)") }
+    guard let text = value.stringValue else {
+      throw failure("\(place).\(name)", "must be a string, not \(value.kindName)")
+    }
     return text
   }
 
@@ -201,7 +203,8 @@ extension HarmonyMessage {
         HarmonyDeveloperContent(instructions: try members.text("instructions"), tools: try members.namespaces("tools")))
     case let other:
       throw failure(
-        "\(place).type", "must be text, system_content or developer_content, not \(other.map { "'\($0)'" } ?? "missing")")
+        "\(place).type",
+        "must be text, system_content or developer_content, not \(other.map { "'\($0)'" } ?? "missing")")
     }
   }
 }

@@ -60,7 +60,8 @@ public struct ChatTemplate: Sendable {
           time[index] = part
         }
       }
-      let length = month == 2 ? (year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) ? 29 : 28) : 30 + (month + month / 8) % 2
+      let length =
+        month == 2 ? (year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) ? 29 : 28) : 30 + (month + month / 8) % 2
       guard (1...9999).contains(year), (1...12).contains(month), (1...length).contains(day) else { return nil }
       guard (0...23).contains(time[0]), (0...59).contains(time[1]), (0...59).contains(time[2]) else { return nil }
       self.init(year: year, month: month, day: day, hour: time[0], minute: time[1], second: time[2])

@@ -55,7 +55,8 @@ public struct RenderCommand: Sendable {
       guard let source = conversation["template"]?.stringValue, let variables = conversation["variables"]?.objectValue
       else {
         throw EngineError(
-          .invalidRequest, "Without a template of its own, a line needs \"template\", a text, and \"variables\", an object."
+          .invalidRequest,
+          "Without a template of its own, a line needs \"template\", a text, and \"variables\", an object."
         )
       }
       return try RenderCommand(ChatTemplateSet(try ChatTemplate(source: source)), clock: clock).render(variables)
