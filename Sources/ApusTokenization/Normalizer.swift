@@ -18,7 +18,7 @@ indirect enum Normalizer: Sendable {
   case precompiled(CharacterMap)
   /// What SentencePiece does to spaces after its character map: drop them at the ends and collapse runs, put one before
   /// the text, and write them as U+2581.
-  case sentencePieceSpaces(collapses: Bool, prefixes: Bool, escapes: Bool)
+  case sentencePieceSpaces(collapses: Bool, adds: Bool, atEnd: Bool, escapes: Bool)
   /// Drops white space at the ends.
   case strip(left: Bool, right: Bool)
   case stripAccents
@@ -70,8 +70,8 @@ indirect enum Normalizer: Sendable {
         appendScalar(ScalarSets.nmtSpaces.contains(scalar) ? 0x20 : scalar, to: &result)
       }
     case .precompiled(let map): map.apply(to: &text)
-    case .sentencePieceSpaces(let collapses, let prefixes, let escapes):
-      Self.space(&text, collapses: collapses, prefixes: prefixes, escapes: escapes)
+    case .sentencePieceSpaces(let collapses, let adds, let atEnd, let escapes):
+      Self.space(&text, collapses: collapses, adds: adds, atEnd: atEnd, escapes: escapes)
     case .strip(let left, let right):
       Self.strip(&text, left: left, right: right, start: &start)
     case .stripAccents:
@@ -100,7 +100,7 @@ indirect enum Normalizer: Sendable {
     }
   }
 
-  private static func space(_ text: inout [UInt8], collapses: Bool, prefixes: Bool, escapes: Bool) {
+  private static func space(_ text: inout [UInt8], collapses: Bool, adds: Bool, atEnd: Bool, escapes: Bool) {
     var result: [UInt8] = []
     result.reserveCapacity(text.count + text.count / 2 + 3)
     let space: [UInt8] = escapes ? [0xE2, 0x96, 0x81] : [0x20]
@@ -110,7 +110,8 @@ indirect enum Normalizer: Sendable {
       while end > 0, text[end - 1] == 0x20 { end -= 1 }
       while index < end, text[index] == 0x20 { index += 1 }
     }
-    if prefixes, index < end { result.append(contentsOf: space) }
+    let adds = adds && index < end
+    if adds, !atEnd { result.append(contentsOf: space) }
     var previousIsSpace = false
     while index < end {
       let isSpace = text[index] == 0x20
@@ -126,6 +127,7 @@ indirect enum Normalizer: Sendable {
     if collapses {
       while !result.isEmpty, result.suffix(space.count).elementsEqual(space) { result.removeLast(space.count) }
     }
+    if adds, atEnd { result.append(contentsOf: space) }
     text = result
   }
 

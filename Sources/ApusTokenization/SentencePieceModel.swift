@@ -21,6 +21,8 @@ struct SentencePieceModel {
   var addsDummyPrefix = true
   var removesExtraSpaces = true
   private(set) var escapesSpaces = true
+  /// Whether spaces belong to the word before them, and the one added belongs to the end.
+  private(set) var spacesAreSuffixes = false
   private let file: String
 
   /// Makes a model of pieces read elsewhere.
@@ -75,6 +77,7 @@ struct SentencePieceModel {
           throw EngineError(.unsupported, "\(file): only BPE and Unigram SentencePiece models are supported")
         }
         isUnigram = number == 1
+      case 24: spacesAreSuffixes = value != 0
       case 35: fallsBackToBytes = value != 0
       case 41: bos = number
       case 42: eos = number
@@ -128,12 +131,16 @@ struct SentencePieceModel {
     var parts = TokenizerParts(model: model)
     var steps: [Normalizer] = []
     if !characterMap.isEmpty { steps.append(.precompiled(try CharacterMap(characterMap, takesLongest: true))) }
-    steps.append(.sentencePieceSpaces(collapses: removesExtraSpaces, prefixes: addsDummyPrefix, escapes: escapesSpaces))
+    steps.append(
+      .sentencePieceSpaces(
+        collapses: removesExtraSpaces, adds: addsDummyPrefix, atEnd: spacesAreSuffixes, escapes: escapesSpaces))
     parts.normalizer = .sequence(steps)
     var decoders: [DecoderStep] = [
       .replace(pattern: Array("▁".utf8), content: [0x20]), .byteFallback, .fuse,
     ]
-    if addsDummyPrefix { decoders.append(.strip(content: [0x20], start: 1, stop: 0)) }
+    if addsDummyPrefix {
+      decoders.append(.strip(content: [0x20], start: spacesAreSuffixes ? 0 : 1, stop: spacesAreSuffixes ? 1 : 0))
+    }
     parts.decoder = TextDecoder(decoders)
     for (id, piece) in pieces.enumerated() where [.control, .userDefined, .unknown].contains(piece.kind) {
       var token = AddedToken(content: String(decoding: piece.text, as: UTF8.self), id: TokenID(id))
