@@ -1,6 +1,7 @@
 import ApusCore
 import ApusTokenization
 import ArgumentParser
+import Glibc
 
 /// `apus bench tokenizer`
 struct BenchTokenizer: ParsableCommand {
@@ -11,7 +12,7 @@ struct BenchTokenizer: ParsableCommand {
       Encoding is measured on one thread, on one long document and on short ones of about 1 kB, over generated text: \
       English, code, Chinese, and words that never come back. Cold is a tokenizer just loaded, which has seen nothing; warm \
       is one that has seen other text of the same kind, as in a server: every round has a text of its own. Files given are \
-      cut into as many parts as there are rounds.
+      cut into as many parts as there are rounds. Times are of the thread's processor, so that a busy machine does not count.
 
       With --hf, Hugging Face tokenizers runs on the same texts in the same rounds, one thread each, in turns, by its \
       fastest call (encode_batch_fast, no special tokens), and the ids are compared.
@@ -141,11 +142,16 @@ struct BenchTokenizer: ParsableCommand {
     return isDirectory(path) ? try Tokenizer.load(directory: path) : try Tokenizer.load(file: path)
   }
 
-  /// Seconds that a piece of work takes.
+  /// Seconds of this thread's processor time that a piece of work takes.
   private func seconds(_ body: () throws -> Void) rethrows -> Double {
-    let start = monotonicSeconds()
+    func now() -> Double {
+      var time = timespec()
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+      return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+    }
+    let start = now()
     try body()
-    return monotonicSeconds() - start
+    return now() - start
   }
 
   private func measure(_ path: String, _ sets: [TextSet], _ reference: HuggingFaceProcess?) throws -> JSONValue {
