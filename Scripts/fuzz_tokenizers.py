@@ -424,7 +424,7 @@ def sentencepiece(arguments):
             "character_coverage": r.choice([0.98, 1.0, 0.9995]), "minloglevel": 2, "max_sentence_length": 100000}
         if options["model_type"] == "bpe":
             options.pop("treat_whitespace_as_suffix") if r.random() < 0.5 else None
-        corpus = [texts.text() for _ in range(300)] + ["the world of words, hello world 123 4567"] * 20
+        corpus = [" ".join(r.choices(WORDS, k=r.randint(1, 12))) for _ in range(300)] + ["the world of words, hello  world 123 4567"] * 20
         out = io.BytesIO()
         try:
             spm.SentencePieceTrainer.train(sentence_iterator=iter(corpus), model_writer=out, **options)

@@ -232,10 +232,13 @@ struct CharacterMap: Sendable {
   private let replacements: [UInt8]
   /// Whether the longest match at each place is replaced, as SentencePiece does, and not clusters and characters.
   private let takesLongest: Bool
+  /// Texts that are left as they are.
+  private let spares: TokenTrie?
 
   /// Reads the binary form: the size of the trie in bytes, the trie, then replacements that end in zero bytes.
-  init(_ blob: [UInt8], takesLongest: Bool = false) throws(EngineError) {
+  init(_ blob: [UInt8], takesLongest: Bool = false, spares: TokenTrie? = nil) throws(EngineError) {
     self.takesLongest = takesLongest
+    self.spares = spares
     func word(_ offset: Int) -> UInt32 {
       UInt32(blob[offset]) | UInt32(blob[offset + 1]) << 8 | UInt32(blob[offset + 2]) << 16
         | UInt32(blob[offset + 3]) << 24
@@ -286,7 +289,10 @@ struct CharacterMap: Sendable {
       guard let base = bytes.baseAddress else { return }
       var index = 0
       while takesLongest, index < bytes.count {
-        if let match = match(Bytes(rebasing: bytes[index...]), longest: true) {
+        if let spared = spares?.longestPrefix(Bytes(rebasing: bytes[index...])) {
+          result.append(bytes: Bytes(rebasing: bytes[index..<(index + spared.length)]))
+          index += spared.length
+        } else if let match = match(Bytes(rebasing: bytes[index...]), longest: true) {
           result.append(contentsOf: match.replacement)
           index += match.length
         } else {
