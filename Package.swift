@@ -101,7 +101,8 @@ let package = Package(
 
     .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
     .testTarget(
-      name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTokenization"], swiftSettings: settings),
+      name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTesting", "ApusTokenization"],
+      swiftSettings: settings),
     .testTarget(
       name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], swiftSettings: settings),
     .testTarget(
@@ -115,7 +116,7 @@ let package = Package(
       swiftSettings: settings),
     .testTarget(
       name: "ApusExecutionTests",
-      dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution"],
+      dependencies: ["ApusCore", "ApusScheduling", "ApusTensors", "ApusModels", "ApusExecution", "ApusTesting"],
       exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusConversionTests",

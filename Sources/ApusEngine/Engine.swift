@@ -187,11 +187,16 @@ public final class Engine: GenerationService {
     }
   }
 
-  /// The checkpoint's chat templates, replaced by the one asked for if there is one.
+  /// The checkpoint's chat templates, replaced by the one asked for if there is one. Models of the harmony format are
+  /// written to by the native renderer: their own template knows one tool call a message and fewer schemas.
   private static func loadTemplates(_ configuration: EngineConfiguration) throws(EngineError) -> ChatTemplateSet {
     var templates = try ChatTemplateSet.load(directory: configuration.modelPath)
     if let path = configuration.tokenizerPath, templates.isEmpty { templates = try .load(directory: path) }
-    if let name = configuration.chatTemplate { try templates.choose(name) }
+    if let name = configuration.chatTemplate {
+      try templates.choose(name)
+    } else if templates.speaksHarmony {
+      templates = ChatTemplateSet(.harmony, specialTokens: templates.specialTokens)
+    }
     return templates
   }
 

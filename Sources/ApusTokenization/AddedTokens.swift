@@ -94,6 +94,7 @@ struct AddedTokenMatcher: Sendable {
     guard text.count > 0 else { return }
     var consumed = 0
     var position = 0
+    var spaces = SpaceRun()
     while let found = nextMatch(in: text, from: position) {
       position = found.end
       let token = tokens[found.token]
@@ -103,29 +104,53 @@ struct AddedTokenMatcher: Sendable {
         if start > 0, endsWithWord(text, start) { continue }
         if end < text.count, startsWithWord(text, end) { continue }
       }
-      if token.stripsLeft {
-        let base = text.baseAddress!
-        var left = start
-        while left > 0 {
-          let previous = previousScalarStart(base, left)
-          guard UnicodeTables.shared.isWhiteSpace(decodeScalar(base, previous).scalar) else { break }
-          left = previous
-        }
-        start = Swift.max(left, consumed)
-      }
-      if token.stripsRight {
-        let base = text.baseAddress!
-        while end < text.count {
-          let (scalar, length) = decodeScalar(base, end)
-          guard UnicodeTables.shared.isWhiteSpace(scalar) else { break }
-          end += length
-        }
+      if token.stripsLeft { start = Swift.max(spaces.leftEnd(text, start), consumed) }
+      if token.stripsRight { end = spaces.rightEnd(text, end) }
+      // White space that the token before swallowed can hold this token whole: then there is nothing left of it.
+      if start >= end {
+        consumed = Swift.max(consumed, end)
+        continue
       }
       if consumed < start { result.append(Segment(start: consumed, end: start, id: -1)) }
       result.append(Segment(start: start, end: end, id: token.id))
       consumed = end
     }
     if consumed < text.count { result.append(Segment(start: consumed, end: text.count, id: -1)) }
+  }
+
+  /// The run of white space met last, so that a run that holds many tokens is walked once and not once a token.
+  private struct SpaceRun {
+    private var start = 0
+    private var end = 0
+
+    /// Where the white space that ends at `position` begins.
+    mutating func leftEnd(_ text: Bytes, _ position: Int) -> Int {
+      if start < position, position <= end { return start }
+      let base = text.baseAddress!
+      var left = position
+      while left > 0 {
+        let previous = previousScalarStart(base, left)
+        guard UnicodeTables.shared.isWhiteSpace(decodeScalar(base, previous).scalar) else { break }
+        left = previous
+      }
+      (start, end) = (left, position)
+      return left
+    }
+
+    /// Where the white space that begins at `position` ends.
+    mutating func rightEnd(_ text: Bytes, _ position: Int) -> Int {
+      let base = text.baseAddress!
+      // Beyond the end of a run that was met from the left there may be more white space.
+      var right = start <= position && position < end ? end : position
+      let isKnown = right > position
+      while right < text.count {
+        let (scalar, length) = decodeScalar(base, right)
+        guard UnicodeTables.shared.isWhiteSpace(scalar) else { break }
+        right += length
+      }
+      if isKnown { end = right } else { (start, end) = (position, right) }
+      return right
+    }
   }
 
   private func nextMatch(in text: Bytes, from start: Int) -> (start: Int, end: Int, token: Int)? {

@@ -39,11 +39,14 @@ struct BytePairEncoding: Sendable {
   /// place. Models whose pieces are whole texts (SentencePiece style) are then encoded word by word.
   private let cutsAtMarker: Bool
   private static let marker: [UInt8] = [0xE2, 0x96, 0x81]
+  /// Tokens that are taken wherever their text stands, before anything merges.
+  private let fixed: TokenTrie?
 
   /// Values of all pairs of byte tokens, where units are bytes: the pairs that every word starts with.
   private let bytePairs: [UInt64]
 
-  init(options: Options, vocabulary: TokenTable, merges: PairTable) {
+  init(options: Options, vocabulary: TokenTable, merges: PairTable, fixed: TokenTrie? = nil) {
+    self.fixed = fixed
     self.options = options
     self.vocabulary = vocabulary
     self.merges = merges
@@ -169,6 +172,15 @@ struct BytePairEncoding: Sendable {
     // not release it: so does `tokenizers`, and the order of the result depends on it.
     var pending: TokenID?
     while index < piece.count {
+      if let fixed, let found = fixed.longestPrefix(Bytes(start: base + index, count: piece.count - index)) {
+        if let unknown = pending {
+          scratch.symbols.append(TokenIndex(bitPattern: unknown))
+          pending = nil
+        }
+        scratch.symbols.append(TokenIndex(bitPattern: found.id))
+        index += found.length
+        continue
+      }
       let length = Swift.min(sequenceLength(base[index]), piece.count - index)
       var id: TokenID
       if hasAffixes {

@@ -18,7 +18,7 @@ indirect enum Normalizer: Sendable {
   case precompiled(CharacterMap)
   /// What SentencePiece does to spaces after its character map: drop them at the ends and collapse runs, put one before
   /// the text, and write them as U+2581.
-  case sentencePieceSpaces(collapses: Bool, prefixes: Bool, escapes: Bool)
+  case sentencePieceSpaces(collapses: Bool, adds: Bool, atEnd: Bool, escapes: Bool)
   /// Drops white space at the ends.
   case strip(left: Bool, right: Bool)
   case stripAccents
@@ -27,31 +27,36 @@ indirect enum Normalizer: Sendable {
 
   /// Rewrites a text.
   ///
-  /// `startMoved` becomes true when characters at the very start were dropped, so that the first character left is not the
-  /// first of the original text; a later step that treats the beginning in its own way asks for that.
-  func apply(to text: inout [UInt8], startMoved: inout Bool) throws(EngineError) {
+  /// `start` keeps account of whether the first character left is still the first of the original text; a later step that
+  /// treats the beginning in its own way asks for that.
+  func apply(to text: inout [UInt8], start: inout TextStart) throws(EngineError) {
     switch self {
     case .sequence(let steps):
-      for step in steps { try step.apply(to: &text, startMoved: &startMoved) }
+      for step in steps { try step.apply(to: &text, start: &start) }
     case .prepend(let prefix):
-      if !text.isEmpty { text.insert(contentsOf: prefix, at: 0) }
+      if !text.isEmpty {
+        text.insert(contentsOf: prefix, at: 0)
+        start.insert(scalarCount(prefix))
+      }
     case .replace(let pattern, let content):
-      if content.isEmpty, text.starts(with: pattern) { startMoved = true }
+      if !pattern.isEmpty, text.starts(with: pattern) {
+        start.replace(scalarCount(pattern), with: scalarCount(content))
+      }
       text = replacing(text, pattern, with: content)
     case .replaceMatches(let pattern, let content):
       var result: [UInt8] = []
       var copied = 0
-      var moved = false
+      var replaced = 0
       try text.withUnsafeBufferPointer { (bytes) throws(EngineError) in
         try pattern.matches(in: bytes) { start, end in
           result.append(bytes: Bytes(rebasing: bytes[copied..<start]))
           result.append(contentsOf: content)
-          if start == 0, end > 0, content.isEmpty { moved = true }
+          if start == 0 { replaced = end }
           copied = end
         }
         result.append(bytes: Bytes(rebasing: bytes[copied...]))
       }
-      startMoved = startMoved || moved
+      if replaced > 0 { start.replace(scalarCount(text[..<replaced]), with: scalarCount(content)) }
       text = result
     case .byteLevel:
       var result: [UInt8] = []
@@ -60,27 +65,27 @@ indirect enum Normalizer: Sendable {
       text = result
     case .form(let form): form.apply(to: &text)
     case .nmt:
-      Self.rewrite(&text, &startMoved) { scalar, result in
+      Self.rewrite(&text, &start) { scalar, result in
         if ScalarSets.nmtRemoved.contains(scalar) { return }
         appendScalar(ScalarSets.nmtSpaces.contains(scalar) ? 0x20 : scalar, to: &result)
       }
     case .precompiled(let map): map.apply(to: &text)
-    case .sentencePieceSpaces(let collapses, let prefixes, let escapes):
-      Self.space(&text, collapses: collapses, prefixes: prefixes, escapes: escapes)
+    case .sentencePieceSpaces(let collapses, let adds, let atEnd, let escapes):
+      Self.space(&text, collapses: collapses, adds: adds, atEnd: atEnd, escapes: escapes)
     case .strip(let left, let right):
-      Self.strip(&text, left: left, right: right, startMoved: &startMoved)
+      Self.strip(&text, left: left, right: right, start: &start)
     case .stripAccents:
-      Self.remove(ScalarSets.accents, from: &text, &startMoved)
+      Self.remove(ScalarSets.accents, from: &text, &start)
     case .lowercase: Self.lowercase(&text)
     case .bert(let cleansText, let spacesChinese, let stripsAccents, let lowercases):
       if cleansText {
-        Self.rewrite(&text, &startMoved) { scalar, result in
+        Self.rewrite(&text, &start) { scalar, result in
           if ScalarSets.bertRemoved.contains(scalar) { return }
           appendScalar(ScalarSets.bertSpaces.contains(scalar) ? 0x20 : scalar, to: &result)
         }
       }
       if spacesChinese, text.contains(where: { $0 >= 0xE3 }) {
-        Self.rewrite(&text, &startMoved) { scalar, result in
+        Self.rewrite(&text, &start) { scalar, result in
           let isChinese = ScalarSets.bertChinese.contains(scalar)
           if isChinese { result.append(0x20) }
           appendScalar(scalar, to: &result)
@@ -89,13 +94,13 @@ indirect enum Normalizer: Sendable {
       }
       if stripsAccents {
         NormalizationForm.nfd.apply(to: &text)
-        Self.remove(ScalarSets.bertAccents, from: &text, &startMoved)
+        Self.remove(ScalarSets.bertAccents, from: &text, &start)
       }
       if lowercases { Self.lowercase(&text) }
     }
   }
 
-  private static func space(_ text: inout [UInt8], collapses: Bool, prefixes: Bool, escapes: Bool) {
+  private static func space(_ text: inout [UInt8], collapses: Bool, adds: Bool, atEnd: Bool, escapes: Bool) {
     var result: [UInt8] = []
     result.reserveCapacity(text.count + text.count / 2 + 3)
     let space: [UInt8] = escapes ? [0xE2, 0x96, 0x81] : [0x20]
@@ -105,7 +110,8 @@ indirect enum Normalizer: Sendable {
       while end > 0, text[end - 1] == 0x20 { end -= 1 }
       while index < end, text[index] == 0x20 { index += 1 }
     }
-    if prefixes, index < end { result.append(contentsOf: space) }
+    let adds = adds && index < end
+    if adds, !atEnd { result.append(contentsOf: space) }
     var previousIsSpace = false
     while index < end {
       let isSpace = text[index] == 0x20
@@ -121,6 +127,7 @@ indirect enum Normalizer: Sendable {
     if collapses {
       while !result.isEmpty, result.suffix(space.count).elementsEqual(space) { result.removeLast(space.count) }
     }
+    if adds, atEnd { result.append(contentsOf: space) }
     text = result
   }
 
@@ -128,7 +135,7 @@ indirect enum Normalizer: Sendable {
 
   /// Rewrites scalar by scalar.
   private static func rewrite(
-    _ text: inout [UInt8], _ startMoved: inout Bool, _ body: (UInt32, inout [UInt8]) -> Void
+    _ text: inout [UInt8], _ textStart: inout TextStart, _ body: (UInt32, inout [UInt8]) -> Void
   ) {
     var result: [UInt8] = []
     result.reserveCapacity(text.count)
@@ -138,16 +145,16 @@ indirect enum Normalizer: Sendable {
       while index < bytes.count {
         let (scalar, length) = decodeScalar(base, index)
         body(scalar, &result)
-        if index == 0, result.isEmpty { startMoved = true }
+        if result.isEmpty { textStart.drop(1) }
         index += length
       }
     }
     text = result
   }
 
-  private static func remove(_ set: ScalarSet, from text: inout [UInt8], _ startMoved: inout Bool) {
+  private static func remove(_ set: ScalarSet, from text: inout [UInt8], _ textStart: inout TextStart) {
     if isASCII(text) { return }
-    rewrite(&text, &startMoved) { scalar, result in
+    rewrite(&text, &textStart) { scalar, result in
       if !set.contains(scalar) { appendScalar(scalar, to: &result) }
     }
   }
@@ -158,8 +165,8 @@ indirect enum Normalizer: Sendable {
       return
     }
     let map = ScalarSets.lowercase
-    var moved = false
-    rewrite(&text, &moved) { scalar, result in
+    var unmoved = TextStart()
+    rewrite(&text, &unmoved) { scalar, result in
       if scalar < 0x80 {
         result.append(scalar &- 0x41 < 26 ? UInt8(scalar) | 0x20 : UInt8(scalar))
       } else if let lower = map[scalar] {
@@ -170,7 +177,7 @@ indirect enum Normalizer: Sendable {
     }
   }
 
-  private static func strip(_ text: inout [UInt8], left: Bool, right: Bool, startMoved: inout Bool) {
+  private static func strip(_ text: inout [UInt8], left: Bool, right: Bool, start textStart: inout TextStart) {
     var start = 0
     var end = text.count
     text.withUnsafeBufferPointer { bytes in
@@ -186,9 +193,37 @@ indirect enum Normalizer: Sendable {
         end = previous
       }
     }
-    if start > 0 { startMoved = true }
+    if start > 0 { textStart.drop(scalarCount(text[..<start])) }
     if start > 0 || end < text.count { text = Array(text[start..<end]) }
   }
+}
+
+/// How many of the first characters of a text that is being rewritten stand where the original text begins.
+///
+/// `tokenizers` aligns every character with the original text: one that replaces others stands where the last of those did,
+/// one put before the text stands where its first does. A text whose first character stands elsewhere does not begin where
+/// the original does.
+struct TextStart {
+  private var leading = 1
+
+  /// Whether the text begins with something else than the original.
+  var isMoved: Bool { leading == 0 }
+
+  /// Characters were put before the text.
+  mutating func insert(_ count: Int) { if leading > 0 { leading += count } }
+
+  /// The first characters were taken away.
+  mutating func drop(_ count: Int) { leading = Swift.max(0, leading - count) }
+
+  /// The first characters were replaced by so many others.
+  mutating func replace(_ count: Int, with others: Int) {
+    leading = count <= leading ? leading - count + others : 0
+  }
+}
+
+/// The number of characters in well-formed UTF-8.
+private func scalarCount(_ bytes: some Sequence<UInt8>) -> Int {
+  bytes.reduce(0) { $0 + ($1 & 0xC0 == 0x80 ? 0 : 1) }
 }
 
 /// SentencePiece's compiled character map: a double-array trie from byte strings to replacements.
@@ -197,10 +232,13 @@ struct CharacterMap: Sendable {
   private let replacements: [UInt8]
   /// Whether the longest match at each place is replaced, as SentencePiece does, and not clusters and characters.
   private let takesLongest: Bool
+  /// Texts that are left as they are.
+  private let spares: TokenTrie?
 
   /// Reads the binary form: the size of the trie in bytes, the trie, then replacements that end in zero bytes.
-  init(_ blob: [UInt8], takesLongest: Bool = false) throws(EngineError) {
+  init(_ blob: [UInt8], takesLongest: Bool = false, spares: TokenTrie? = nil) throws(EngineError) {
     self.takesLongest = takesLongest
+    self.spares = spares
     func word(_ offset: Int) -> UInt32 {
       UInt32(blob[offset]) | UInt32(blob[offset + 1]) << 8 | UInt32(blob[offset + 2]) << 16
         | UInt32(blob[offset + 3]) << 24
@@ -251,7 +289,10 @@ struct CharacterMap: Sendable {
       guard let base = bytes.baseAddress else { return }
       var index = 0
       while takesLongest, index < bytes.count {
-        if let match = match(Bytes(rebasing: bytes[index...]), longest: true) {
+        if let spared = spares?.longestPrefix(Bytes(rebasing: bytes[index...])) {
+          result.append(bytes: Bytes(rebasing: bytes[index..<(index + spared.length)]))
+          index += spared.length
+        } else if let match = match(Bytes(rebasing: bytes[index...]), longest: true) {
           result.append(contentsOf: match.replacement)
           index += match.length
         } else {

@@ -21,6 +21,11 @@ struct SentencePieceModel {
   var addsDummyPrefix = true
   var removesExtraSpaces = true
   private(set) var escapesSpaces = true
+  /// Whether spaces belong to the word before them, and the one added belongs to the end.
+  private(set) var spacesAreSuffixes = false
+  /// Whether user-defined pieces are found before the text is normalised, as llama.cpp finds them, and not by the
+  /// normaliser and the model, as SentencePiece does.
+  private let findsUserDefinedFirst: Bool
   private let file: String
 
   /// Makes a model of pieces read elsewhere.
@@ -29,12 +34,14 @@ struct SentencePieceModel {
     self.isUnigram = isUnigram
     self.fallsBackToBytes = fallsBackToBytes
     self.file = file
+    findsUserDefinedFirst = true
     (bos, eos) = (-1, -1)
   }
 
   /// Reads a file.
   init(_ bytes: Bytes, file: String) throws(EngineError) {
     self.file = file
+    findsUserDefinedFirst = false
     var reader = ProtocolBufferReader(bytes, file: file)
     while let field = try reader.next() {
       switch (field.number, field.value) {
@@ -75,6 +82,7 @@ struct SentencePieceModel {
           throw EngineError(.unsupported, "\(file): only BPE and Unigram SentencePiece models are supported")
         }
         isUnigram = number == 1
+      case 24: spacesAreSuffixes = value != 0
       case 35: fallsBackToBytes = value != 0
       case 41: bos = number
       case 42: eos = number
@@ -106,13 +114,20 @@ struct SentencePieceModel {
     let unknown = pieces.firstIndex { $0.kind == .unknown }.map { TokenID($0) }
     // Only what text can become takes part in cutting it: not control pieces and not the bytes' names.
     let usable = pieces.indices.filter { [.normal, .userDefined, .unused].contains(pieces[$0].kind) }
+    let userDefined = findsUserDefinedFirst ? [] : pieces.indices.filter { pieces[$0].kind == .userDefined }
     let model: TokenModel
     if isUnigram {
       let matchable = TokenTable(capacity: usable.count)
       for id in usable { pieces[id].text.withUnsafeBufferPointer { matchable.insert($0, id: TokenID(id)) } }
+      var scores = pieces.map { Double($0.score) }
+      // A user-defined piece beats every other way to cut its bytes.
+      let greatest = pieces.reduce(-Float.infinity) { $1.kind == .normal ? max($0, $1.score) : $0 }
+      if greatest.isFinite {
+        for id in userDefined { scores[id] = Double(Float(pieces[id].text.count) * greatest - 0.1) }
+      }
       model = .unigram(
         UnigramModel(
-          vocabulary: texts, matchable: matchable, scores: pieces.map { Double($0.score) },
+          vocabulary: texts, matchable: matchable, scores: scores,
           lowest: Double(usable.map { pieces[$0].score }.min() ?? 0), unknown: unknown,
           fallsBackToBytes: fallsBackToBytes, roundsToSingle: true))
     } else {
@@ -120,22 +135,35 @@ struct SentencePieceModel {
       options.unknown = unknown
       options.fuseUnknown = true
       options.byteFallback = fallsBackToBytes
-      // The best score merges first; equal scores in the order of the pieces.
-      let order = usable.sorted { (pieces[$0].score, -$0) > (pieces[$1].score, -$1) }
-      let merges = MergeTable.allSplits(of: order.map { ($0, pieces[$0].text) }, in: texts, characters: true)
-      model = .bytePair(BytePairEncoding(options: options, vocabulary: texts, merges: merges), texts: texts)
+      // The best score merges first; equal scores in the order of the pieces. User-defined pieces neither merge nor come
+      // about by merging.
+      let fixed = Set(userDefined)
+      let order = usable.filter { !fixed.contains($0) }.sorted { (pieces[$0].score, -$0) > (pieces[$1].score, -$1) }
+      let merges = MergeTable.allSplits(
+        of: order.map { ($0, pieces[$0].text) }, in: texts, characters: true, without: fixed)
+      model = .bytePair(
+        BytePairEncoding(options: options, vocabulary: texts, merges: merges, fixed: trie(of: userDefined)),
+        texts: texts)
     }
     var parts = TokenizerParts(model: model)
     var steps: [Normalizer] = []
-    if !characterMap.isEmpty { steps.append(.precompiled(try CharacterMap(characterMap, takesLongest: true))) }
-    steps.append(.sentencePieceSpaces(collapses: removesExtraSpaces, prefixes: addsDummyPrefix, escapes: escapesSpaces))
+    if !characterMap.isEmpty {
+      steps.append(.precompiled(try CharacterMap(characterMap, takesLongest: true, spares: trie(of: userDefined))))
+    }
+    steps.append(
+      .sentencePieceSpaces(
+        collapses: removesExtraSpaces, adds: addsDummyPrefix, atEnd: spacesAreSuffixes, escapes: escapesSpaces))
     parts.normalizer = .sequence(steps)
     var decoders: [DecoderStep] = [
       .replace(pattern: Array("▁".utf8), content: [0x20]), .byteFallback, .fuse,
     ]
-    if addsDummyPrefix { decoders.append(.strip(content: [0x20], start: 1, stop: 0)) }
+    if addsDummyPrefix {
+      decoders.append(.strip(content: [0x20], start: spacesAreSuffixes ? 0 : 1, stop: spacesAreSuffixes ? 1 : 0))
+    }
     parts.decoder = TextDecoder(decoders)
-    for (id, piece) in pieces.enumerated() where [.control, .userDefined, .unknown].contains(piece.kind) {
+    let fixed = Set(userDefined)
+    for (id, piece) in pieces.enumerated()
+    where [.control, .userDefined, .unknown].contains(piece.kind) && !fixed.contains(id) {
       var token = AddedToken(content: String(decoding: piece.text, as: UTF8.self), id: TokenID(id))
       token.isSpecial = piece.kind != .userDefined
       parts.addedTokens.append(token)
@@ -151,13 +179,24 @@ struct SentencePieceModel {
   }
 }
 
+extension SentencePieceModel {
+  /// A trie of pieces, or `nil` if there are none.
+  private func trie(of ids: [Int]) -> TokenTrie? {
+    if ids.isEmpty { return nil }
+    let table = TokenTable(capacity: ids.count)
+    for id in ids { pieces[id].text.withUnsafeBufferPointer { table.insert($0, id: TokenID(id)) } }
+    return TokenTrie(table)
+  }
+}
+
 /// Merges for vocabularies that come without a list of them.
 enum MergeTable {
   /// Every pair of tokens whose texts joined are a token may merge, with the rank of the result in `tokens`.
   ///
-  /// With `characters` tokens are only split between characters, since the units of such a model are characters.
+  /// With `characters` tokens are only split between characters, since the units of such a model are characters. Tokens
+  /// named in `excluded` are no parts.
   static func allSplits(
-    of tokens: [(id: Int, text: [UInt8])], in vocabulary: TokenTable, characters: Bool
+    of tokens: [(id: Int, text: [UInt8])], in vocabulary: TokenTable, characters: Bool, without excluded: Set<Int> = []
   ) -> PairTable {
     let merges = PairTable(capacity: tokens.count * 2)
     for (rank, token) in tokens.enumerated() where token.text.count > 1 {
@@ -168,6 +207,7 @@ enum MergeTable {
           guard left >= 0 else { continue }
           let right = vocabulary.id(base + middle, text.count - middle)
           guard right >= 0 else { continue }
+          if !excluded.isEmpty, excluded.contains(Int(left)) || excluded.contains(Int(right)) { continue }
           merges.insert(
             TokenIndex(bitPattern: left), TokenIndex(bitPattern: right), UInt64(rank) << 32 | UInt64(token.id))
         }

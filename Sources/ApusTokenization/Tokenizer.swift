@@ -15,7 +15,8 @@ public final class Tokenizer: Sendable {
   let postProcessor: PostProcessor
   let decoder: TextDecoder
   private let vocabulary: DecodingTable
-  private let idsOfAdded: [String: TokenID]
+  /// By bytes: strings that only look the same are other tokens.
+  private let idsOfAdded: [[UInt8]: TokenID]
   private let contentsOfAdded: [TokenID: String]
   private let pool = Mutex<[EncodingScratch]>([])
   /// Names and flags of special tokens, as the configuration files give them.
@@ -34,13 +35,13 @@ public final class Tokenizer: Sendable {
     var normalized: [(bytes: [UInt8], token: AddedToken)] = []
     for token in parts.addedTokens where token.isNormalized {
       var content = Array(token.content.utf8)
-      var startMoved = false
-      try parts.normalizer?.apply(to: &content, startMoved: &startMoved)
+      var start = TextStart()
+      try parts.normalizer?.apply(to: &content, start: &start)
       normalized.append((content, token))
     }
     normalizedMatcher = AddedTokenMatcher(normalized)
     vocabulary = DecodingTable(parts, normalizedContents: normalized.map { ($0.token.id, $0.bytes) })
-    idsOfAdded = Dictionary(parts.addedTokens.map { ($0.content, $0.id) }, uniquingKeysWith: { $1 })
+    idsOfAdded = Dictionary(parts.addedTokens.map { (Array($0.content.utf8), $0.id) }, uniquingKeysWith: { $1 })
     contentsOfAdded = Dictionary(parts.addedTokens.map { ($0.id, $0.content) }, uniquingKeysWith: { $1 })
   }
 
@@ -71,7 +72,8 @@ public final class Tokenizer: Sendable {
 
   /// The id of a token by its text as the vocabulary spells it (`Ġthe`, `▁the`, `<|im_end|>`).
   public func id(of text: String) -> TokenID? {
-    idsOfAdded[text] ?? model.id(of: Array(text.utf8))
+    let bytes = Array(text.utf8)
+    return idsOfAdded[bytes] ?? model.id(of: bytes)
   }
 
   /// The text of a token as the vocabulary spells it, or `nil` for an id without a token.
@@ -179,10 +181,10 @@ public final class Tokenizer: Sendable {
   ) throws(EngineError) {
     scratch.list.removeAll()
     scratch.list.text.append(bytes: text)
-    var startMoved = false
-    if let normalizer { try normalizer.apply(to: &scratch.list.text, startMoved: &startMoved) }
+    var start = TextStart()
+    if let normalizer { try normalizer.apply(to: &scratch.list.text, start: &start) }
     if scratch.list.text.isEmpty { return }
-    let isFirst = isFirst && !startMoved
+    let isFirst = isFirst && !start.isMoved
     guard !normalizedMatcher.isEmpty else {
       scratch.list.pieces.append(
         PieceList.Piece(start: 0, end: Int32(truncatingIfNeeded: scratch.list.text.count), isFirst: isFirst))

@@ -65,7 +65,8 @@ struct TokenizerJSON {
     if value.isNull { return [] }
     guard let list = value.arrayValue else { throw failure("\"added_tokens\" is \(value.kindName), not an array") }
     var tokens: [AddedToken] = []
-    var positions: [String: Int] = [:]
+    // By bytes: strings that only look the same are other tokens.
+    var positions: [[UInt8]: Int] = [:]
     var greatest: TokenID = -1
     for entry in list {
       guard let content = entry["content"]?.stringValue else { throw failure("an added token has no \"content\"") }
@@ -75,9 +76,10 @@ struct TokenizerJSON {
       if content.isEmpty { continue }
       // Ids follow from the vocabulary and the order of the list, as `tokenizers` assigns them; files state the same.
       let id: TokenID
-      if let position = positions[content] {
+      let bytes = Array(content.utf8)
+      if let position = positions[bytes] {
         id = tokens[position].id
-      } else if let known = texts.id(of: Array(content.utf8)) {
+      } else if let known = texts.id(of: bytes) {
         id = known
       } else {
         id =
@@ -89,10 +91,10 @@ struct TokenizerJSON {
       token.stripsRight = entry["rstrip"]?.boolValue ?? false
       token.isSpecial = entry["special"]?.boolValue ?? false
       token.isNormalized = entry["normalized"]?.boolValue ?? !token.isSpecial
-      if let position = positions[content] {
+      if let position = positions[bytes] {
         tokens[position] = token
       } else {
-        positions[content] = tokens.count
+        positions[bytes] = tokens.count
         tokens.append(token)
       }
       greatest = Swift.max(greatest, id)

@@ -190,7 +190,8 @@ struct Configuration {
     if bos.present { parts.specialTokens.bos = bos.text }
     let eos = token("eos_token")
     if eos.present { parts.specialTokens.eos = eos.text }
-    if let unknown = token("unk_token").text { parts.specialTokens.unknown = unknown }
+    let unknown = token("unk_token").text
+    if let unknown { parts.specialTokens.unknown = unknown }
     let padding = token("pad_token")
     if padding.present { parts.specialTokens.padding = padding.text }
     for source in [value, map] {
@@ -208,13 +209,13 @@ struct Configuration {
 
     // Tokens the model file does not know yet, in the order of their ids.
     if case .object(let entries)? = value["added_tokens_decoder"] {
-      let known = Set(parts.addedTokens.map(\.content))
+      let known = Set(parts.addedTokens.map { Array($0.content.utf8) })
       var tokens: [AddedToken] = []
       for (key, entry) in entries {
         guard let id = Int32(key), id >= 0, id < 1 << 28, let content = entry["content"]?.stringValue else {
           throw EngineError(.invalidCheckpoint, "\(file): tokenizer_config.json has an unusable added token \"\(key)\"")
         }
-        if known.contains(content) || content.isEmpty { continue }
+        if content.isEmpty || known.contains(Array(content.utf8)) { continue }
         var token = AddedToken(content: content, id: parts.model.id(of: Array(content.utf8)) ?? id)
         token.isSpecial = entry["special"]?.boolValue ?? false
         token.isNormalized = entry["normalized"]?.boolValue ?? !token.isSpecial
@@ -231,22 +232,27 @@ struct Configuration {
       parts.addedTokens += tokens.filter { !used.contains($0.id) }
     }
     if case .object(let entries) = added {
-      let known = Set(parts.addedTokens.map(\.content))
+      let known = Set(parts.addedTokens.map { Array($0.content.utf8) })
       for (content, id) in entries.sorted(by: { ($0.value.intValue ?? 0) < ($1.value.intValue ?? 0) }) {
         guard let id = id.intValue, id >= 0, id < 1 << 28 else {
           throw EngineError(.invalidCheckpoint, "\(file): added_tokens.json has an unusable id for \"\(content)\"")
         }
-        if known.contains(content) || content.isEmpty { continue }
+        if content.isEmpty || known.contains(Array(content.utf8)) { continue }
         parts.addedTokens.append(AddedToken(content: content, id: TokenID(id)))
       }
     }
-    // Named special tokens that are words of the vocabulary count as added and special, too.
-    let known = Set(parts.addedTokens.map(\.content))
+    // Named special tokens that are words of the vocabulary count as added and special, too. The unknown token that the
+    // model of a tokenizer.json names for itself is a word like others, unless the configuration names it.
+    let known = Set(parts.addedTokens.map { Array($0.content.utf8) })
     let named =
-      [parts.specialTokens.bos, parts.specialTokens.eos, parts.specialTokens.unknown, parts.specialTokens.padding]
+      [
+        parts.specialTokens.bos, parts.specialTokens.eos, isJSON ? unknown : parts.specialTokens.unknown,
+        parts.specialTokens.padding,
+      ]
       .compactMap(\.self) + parts.specialTokens.additional
-    for name in named where !known.contains(name) {
-      guard let id = parts.model.id(of: Array(name.utf8)), !parts.addedTokens.contains(where: { $0.content == name })
+    for name in named where !known.contains(Array(name.utf8)) {
+      guard let id = parts.model.id(of: Array(name.utf8)),
+        !parts.addedTokens.contains(where: { $0.content.utf8.elementsEqual(name.utf8) })
       else { continue }
       var token = AddedToken(content: name, id: id)
       token.isSpecial = true

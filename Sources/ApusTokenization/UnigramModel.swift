@@ -149,6 +149,13 @@ struct TokenTrie: Sendable {
     self.tokens = tokens
   }
 
+  /// The longest token that starts `text`.
+  func longestPrefix(_ text: Bytes) -> (length: Int, id: TokenID)? {
+    var found: (length: Int, id: TokenID)?
+    forEachPrefix(text) { found = ($0, $1) }
+    return found
+  }
+
   /// Calls `body` with the length and id of every token that starts `text`, shortest first.
   @inline(__always)
   func forEachPrefix(_ text: Bytes, _ body: (Int, TokenID) -> Void) {

@@ -102,8 +102,8 @@ struct TemplateConversationTests {
     let conversation = ChatPrompt(
       messages: [["role": "system", "content": "Be brief."], user("Hi"), assistant("Hello"), user("2+2?")])
     func render(_ name: String) throws -> String {
-      let source = try #require(BuiltInChatTemplates.source(named: name))
-      return try ChatTemplate(source: source).render(conversation, bosToken: "<s>", eosToken: "</s>")
+      let template = try #require(try BuiltInChatTemplates.template(named: name))
+      return try template.render(conversation, bosToken: "<s>", eosToken: "</s>")
     }
     #expect(
       try render("llama-2")

@@ -1,10 +1,22 @@
+public import ApusCore
+
 /// Templates of well-known prompt formats, for checkpoints that bring none.
 public enum BuiltInChatTemplates {
+  /// The name of the native renderer of the harmony format.
+  public static let harmonyName = "harmony"
   /// The names, sorted.
-  public static let names = sources.keys.sorted()
+  public static let names = (sources.keys + [harmonyName]).sorted()
 
-  /// The text of a template, or `nil` if there is none of that name.
+  /// The text of a template, or `nil` if there is none of that name or it has no text, as the renderer of the harmony
+  /// format.
   public static func source(named name: String) -> String? { sources[name] }
+
+  /// A template, or `nil` if there is none of that name.
+  public static func template(named name: String) throws(EngineError) -> ChatTemplate? {
+    if name == harmonyName { return .harmony }
+    guard let source = sources[name] else { return nil }
+    return try ChatTemplate(source: source)
+  }
 
   /// Refuses conversations in which user and assistant do not take turns, the system message aside.
   private static let alternation = """

@@ -6,6 +6,8 @@ import Glibc
 /// The language is that of jinja2 3.1 in its immutable sandbox, with `trim_blocks`, `lstrip_blocks`, loop controls and
 /// the additions of transformers (`tojson` without HTML escapes, `strftime_now`, `raise_exception`, `generation`).
 /// Integers have 64 bits; templates that would read other files, escape automatically or depend on chance are refused.
+///
+/// `ChatTemplate.harmony` is no Jinja but the native renderer of the harmony format.
 public struct ChatTemplate: Sendable {
   /// What a rendering may cost at most. A template that needs more ends with an error.
   public struct Limits: Sendable, Equatable {
@@ -44,6 +46,27 @@ public struct ChatTemplate: Sendable {
       self.microsecond = microsecond
     }
 
+    /// Reads `2026-01-15` or `2026-01-15T12:30:05`, as `datetime.isoformat` writes it; `nil` for other texts.
+    public init?(isoFormat text: String) {
+      let halves = text.split(separator: "T", maxSplits: 1, omittingEmptySubsequences: false)
+      let date = halves[0].split(separator: "-", omittingEmptySubsequences: false).map { Int($0) }
+      guard date.count == 3, let year = date[0], let month = date[1], let day = date[2] else { return nil }
+      var time = [0, 0, 0]
+      if halves.count == 2 {
+        let parts = halves[1].split(separator: ":", omittingEmptySubsequences: false).map { Int($0) }
+        guard (2...3).contains(parts.count) else { return nil }
+        for (index, part) in parts.enumerated() {
+          guard let part else { return nil }
+          time[index] = part
+        }
+      }
+      let length =
+        month == 2 ? (year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) ? 29 : 28) : 30 + (month + month / 8) % 2
+      guard (1...9999).contains(year), (1...12).contains(month), (1...length).contains(day) else { return nil }
+      guard (0...23).contains(time[0]), (0...59).contains(time[1]), (0...59).contains(time[2]) else { return nil }
+      self.init(year: year, month: month, day: day, hour: time[0], minute: time[1], second: time[2])
+    }
+
     /// The machine's clock in its time zone.
     public static func now() -> LocalTime {
       var now = timespec()
@@ -68,7 +91,7 @@ public struct ChatTemplate: Sendable {
     case parts
   }
 
-  /// The template's text.
+  /// The template's text; empty for the native renderer.
   public let source: String
   /// How the template reads the content of messages, found by looking at its loops.
   public let contentFormat: ContentFormat
@@ -79,7 +102,13 @@ public struct ChatTemplate: Sendable {
   /// Whether `arguments` of tool calls that are JSON texts are parsed before rendering, since templates expect objects.
   public var parsesToolArguments = true
 
-  private let compiled: CompiledTemplate
+  /// What makes text of variables.
+  private enum Program: Sendable {
+    case jinja(CompiledTemplate)
+    case harmony
+  }
+
+  private let program: Program
   /// Whether the template can do with nothing but parts.
   private let needsParts: Bool
 
@@ -90,7 +119,7 @@ public struct ChatTemplate: Sendable {
     self.source = source
     do {
       let statements = try TemplateParser.parse(source)
-      compiled = try TemplateCompiler.compile(statements)
+      program = .jinja(try TemplateCompiler.compile(statements))
       let detector = ContentFormatDetector(statements)
       contentFormat = detector.iteratesContent ? .parts : .string
       needsParts = detector.iteratesContent && !detector.testsContent
@@ -98,6 +127,18 @@ public struct ChatTemplate: Sendable {
       throw Self.compileError(error)
     }
   }
+
+  private init(harmony: Void) {
+    source = ""
+    program = .harmony
+    contentFormat = .string
+    needsParts = false
+  }
+
+  /// The native renderer of the harmony format (`HarmonyRenderer`), with the variables `messages`, `tools`,
+  /// `add_generation_prompt`, `builtin_tools`, `reasoning_effort`, `model_identity`, `knowledge_cutoff`, `current_date` and
+  /// `auto_drop_analysis`; or with `harmony_messages`, messages in the JSON form of OpenAI's library.
+  public static let harmony = ChatTemplate(harmony: ())
 
   private static func compileError(_ error: any Error) -> EngineError {
     guard let fault = error as? TemplateFault else {
@@ -110,10 +151,21 @@ public struct ChatTemplate: Sendable {
   }
 
   /// The names that the template reads and does not set itself.
-  public var variableNames: [String] { compiled.contextNames.sorted() }
+  public var variableNames: [String] { contextNames.sorted() }
+
+  private var contextNames: [String] {
+    switch program {
+    case .jinja(let compiled): compiled.contextNames
+    case .harmony:
+      [
+        "messages", "tools", "add_generation_prompt", "builtin_tools", "reasoning_effort", "model_identity",
+        "knowledge_cutoff", "current_date", "auto_drop_analysis", "harmony_messages",
+      ]
+    }
+  }
 
   /// Whether the template reads a variable, such as `tools`.
-  public func reads(_ name: String) -> Bool { compiled.contextNames.contains(name) }
+  public func reads(_ name: String) -> Bool { contextNames.contains(name) }
 
   // MARK: Rendering
 
@@ -121,6 +173,7 @@ public struct ChatTemplate: Sendable {
   /// - Throws: `invalidRequest` with the template's own message where it raises one, and with the reason where an
   ///   expression of it fails or a limit is reached.
   public func render(_ variables: JSONObject) throws(EngineError) -> String {
+    if case .harmony = program { return try HarmonyRenderer.render(variables, clock: clock) }
     do {
       return try renderFaulting(variables)
     } catch {
@@ -130,6 +183,9 @@ public struct ChatTemplate: Sendable {
 
   /// Renders, with failures in the reference's terms.
   package func renderFaulting(_ variables: JSONObject) throws(TemplateFault) -> String {
+    guard case .jinja(let compiled) = program else {
+      throw TemplateFault.unsupported("The native renderer is no Jinja template")
+    }
     let context = compiled.contextNames.map { name in
       variables[name].map { Value($0) } ?? templateGlobals[name]?() ?? .missing
     }
@@ -167,17 +223,13 @@ public struct ChatTemplate: Sendable {
       throw EngineError(
         .invalidRequest, "messages must be an array, not \(prompt.messages.kindName).", parameter: "messages")
     }
+    if case .harmony = program { return try renderHarmony(prompt) }
     for position in messages.indices {
       messages[position] = try prepared(messages[position], position)
     }
     var continued: String?
     if prompt.continueFinalMessage {
-      if prompt.addGenerationPrompt {
-        throw EngineError(
-          .invalidRequest,
-          "continue_final_message and add_generation_prompt exclude each other: the first continues the last "
-            + "message, the second opens a new one.", parameter: "continue_final_message")
-      }
+      if prompt.addGenerationPrompt { throw Self.continuesAndOpens }
       continued = try Self.markFinalMessage(&messages, contentFormat)
     }
     var variables = JSONObject()
@@ -192,6 +244,21 @@ public struct ChatTemplate: Sendable {
     let rendered = try render(variables)
     guard let continued else { return rendered }
     return try Self.cut(rendered, after: continued)
+  }
+
+  private static let continuesAndOpens = EngineError(
+    .invalidRequest,
+    "continue_final_message and add_generation_prompt exclude each other: the first continues the last message, the "
+      + "second opens a new one.", parameter: "continue_final_message")
+
+  private func renderHarmony(_ prompt: ChatPrompt) throws(EngineError) -> String {
+    if prompt.continueFinalMessage, prompt.addGenerationPrompt { throw Self.continuesAndOpens }
+    var variables = JSONObject()
+    for (name, value) in prompt.variables { variables[name] = value }
+    variables["messages"] = prompt.messages
+    variables["tools"] = prompt.tools ?? .null
+    variables["add_generation_prompt"] = .bool(prompt.addGenerationPrompt)
+    return try HarmonyRenderer.render(variables, clock: clock, continuesLast: prompt.continueFinalMessage)
   }
 
   /// A message as templates expect it: nothing null, reasoning under the names that templates read, content in the

@@ -117,8 +117,8 @@ public struct ChatTemplateSet: Sendable {
       specialTokens.merge(chosen.specialTokens) { own, _ in own }
     } else if let template = templates[nameOrPath] {
       templates = [Self.defaultName: template]
-    } else if let source = BuiltInChatTemplates.source(named: nameOrPath) {
-      templates = [Self.defaultName: .success(try ChatTemplate(source: source))]
+    } else if let template = try BuiltInChatTemplates.template(named: nameOrPath) {
+      templates = [Self.defaultName: .success(template)]
     } else {
       throw EngineError(
         .notFound,
@@ -157,6 +157,14 @@ public struct ChatTemplateSet: Sendable {
       for (name, value) in extra { if let token = text(value) { tokens[name] = token } }
     }
     return tokens
+  }
+
+  /// Whether the model speaks the harmony format: its own template writes it.
+  public var speaksHarmony: Bool {
+    guard case .success(let template)? = templates[Self.defaultName] else { return false }
+    return ["<|start|>system<|message|>", "<|start|>assistant", "<|channel|>analysis<|message|>"].allSatisfy {
+      template.source.utf8.contains(sequence: $0.utf8)
+    }
   }
 
   // MARK: Use
@@ -251,5 +259,19 @@ public struct ChatTemplateSet: Sendable {
       names.append(name)
     }
     return names.sorted()
+  }
+}
+
+extension String.UTF8View {
+  /// Whether a text occurs in this one.
+  func contains(sequence: String.UTF8View) -> Bool {
+    let wanted = Array(sequence)
+    let bytes = Array(self)
+    guard let first = wanted.first else { return true }
+    guard bytes.count >= wanted.count else { return false }
+    for start in 0...(bytes.count - wanted.count) where bytes[start] == first {
+      if bytes[start..<(start + wanted.count)].elementsEqual(wanted) { return true }
+    }
+    return false
   }
 }
