@@ -18,7 +18,7 @@ package struct JSONSchemaOptions: Sendable, Hashable {
   /// Bytes of the schema.
   package var sizeLimit = 8 << 20
   /// Steps of combining alternatives.
-  package var workLimit = 400_000
+  package var workLimit = 120_000
   /// Alternatives of objects or arrays that one schema may amount to.
   package var shapeLimit = 2_000
   /// Rules of the grammar.
@@ -49,6 +49,8 @@ package struct JSONSchemaGrammar: Sendable {
   package var grammar: Grammar
   /// What the grammar does not enforce; empty unless the options allow it.
   package var relaxations: [JSONSchemaRelaxation]
+  /// Steps that compilation took, of `workLimit`.
+  package var work: Int
 }
 
 /// Turns JSON Schemas into grammars: drafts 2020-12, 2019-09, 7, 6 and 4.
@@ -65,7 +67,7 @@ package enum JSONSchemaCompiler {
     let evaluator = SchemaEvaluator(document, options)
     var emitter = SchemaEmitter(evaluator, options)
     let grammar = try emitter.emit()
-    return JSONSchemaGrammar(grammar: grammar, relaxations: evaluator.relaxations)
+    return JSONSchemaGrammar(grammar: grammar, relaxations: evaluator.relaxations, work: evaluator.work)
   }
 
   /// Compiles the text of a schema.

@@ -73,12 +73,69 @@ extension SchemaEvaluator {
       } else {
         var seen: Set<ObjectShape> = []
         set.objects = set.objects.filter { seen.insert($0).inserted }
+        if set.objects.count > 2 { set.objects = try withoutContained(set.objects, at: pointer) }
       }
     }
     if set.objects.count > options.shapeLimit || set.arrays.count > options.shapeLimit {
       throw JSONSchemaError(
         .tooLarge, pointer: pointer, "it amounts to more than \(options.shapeLimit) alternatives of objects or arrays")
     }
+  }
+
+  /// The shapes that no other one contains. Unions of what several schemas forbid hold many that others contain.
+  private func withoutContained(_ shapes: [ObjectShape], at pointer: String) throws(JSONSchemaError) -> [ObjectShape] {
+    if shapes.count > 4 * options.shapeLimit { return shapes }
+    // The general ones come first: those that name and ask for less.
+    let order = shapes.indices.sorted { (shapes[$0].weight, $0) < (shapes[$1].weight, $1) }
+    var kept: [Int] = []
+    var comparisons = 0
+    for index in order {
+      var isContained = false
+      for other in kept {
+        comparisons += 1
+        if contains(shapes[other], shapes[index]) {
+          isContained = true
+          break
+        }
+      }
+      if !isContained { kept.append(index) }
+    }
+    try spend(comparisons / 64, at: pointer)
+    return kept.sorted().map { shapes[$0] }
+  }
+
+  /// Whether each object of one shape is seen to have another, which is when what the other asks for is asked for.
+  private func contains(_ general: ObjectShape, _ special: ObjectShape) -> Bool {
+    if general.evaluated != special.evaluated { return false }
+    if let maximum = general.maximum, special.maximum.map({ $0 > maximum }) ?? true { return false }
+    if general.minimum > special.minimum, general.minimum > special.properties.count(where: \.isRequired) {
+      return false
+    }
+    for property in general.properties {
+      let own = special.property(property.name)
+      if property.isRequired, own?.isRequired != true { return false }
+      if property.formula != .anything,
+        !implies(own?.formula ?? ruleFormula(special, property.name), property.formula)
+      {
+        return false
+      }
+    }
+    for rule in general.rules {
+      guard special.rules.contains(where: { $0.keys == rule.keys && implies($0.formula, rule.formula) }) else {
+        return false
+      }
+    }
+    if !general.rules.isEmpty {
+      for property in special.properties where general.property(property.name) == nil {
+        if !implies(property.formula, ruleFormula(general, property.name)) { return false }
+      }
+    }
+    for existence in general.existences
+    where !special.existences.contains(where: { $0.keys == existence.keys && $0.formula == existence.formula }) {
+      return false
+    }
+    for dependency in general.dependencies where !special.dependencies.contains(dependency) { return false }
+    return true
   }
 
   /// All values outside a set.
@@ -107,7 +164,7 @@ extension SchemaEvaluator {
     }
     for shape in set.objects {
       var objects = everything
-      objects.objects = complement(shape, at: pointer)
+      objects.objects = try complement(shape, at: pointer)
       result = try intersection(result, objects, at: pointer)
     }
     return result
@@ -374,50 +431,70 @@ extension SchemaEvaluator {
     return true
   }
 
-  private func complement(_ shape: ObjectShape, at pointer: String) -> [ObjectShape] {
+  /// The objects that do not have a shape, as shapes with nothing in common: what breaks the first condition; what keeps
+  /// the first and breaks the second; and so on. With a discriminating property first, the complements of many such
+  /// shapes intersect without multiplying.
+  private func complement(_ shape: ObjectShape, at pointer: String) throws(JSONSchemaError) -> [ObjectShape] {
     let all = ObjectShape(evaluated: texts.never)
     var result: [ObjectShape] = []
+    var kept = all
+    /// Adds what breaks a condition, and keeps it from here on.
+    func split(broken: ObjectShape, held: ObjectShape) throws(JSONSchemaError) -> Bool {
+      try spend(1, at: pointer)
+      if let alternative = try intersection(kept, broken, at: pointer) { result.append(alternative) }
+      guard let rest = try intersection(kept, held, at: pointer) else { return false }
+      kept = rest
+      return true
+    }
+    let required = shape.properties.filter(\.isRequired)
+    let ordered = required.filter { isDiscriminating($0.formula) } + required.filter { !isDiscriminating($0.formula) }
+    for property in ordered {
+      // Not "present and as asked": absent, or present and otherwise.
+      var broken = all
+      broken.set(.init(name: property.name, formula: not(property.formula), isRequired: false))
+      var held = all
+      held.set(property)
+      if try !split(broken: broken, held: held) { return result }
+    }
     if shape.minimum > 0 {
-      var fewer = all
-      fewer.maximum = shape.minimum - 1
-      result.append(fewer)
+      var (broken, held) = (all, all)
+      broken.maximum = shape.minimum - 1
+      held.minimum = shape.minimum
+      if try !split(broken: broken, held: held) { return result }
     }
     if let maximum = shape.maximum {
-      var more = all
-      more.minimum = maximum + 1
-      result.append(more)
+      var (broken, held) = (all, all)
+      broken.minimum = maximum + 1
+      held.maximum = maximum
+      if try !split(broken: broken, held: held) { return result }
     }
-    for property in shape.properties {
-      if property.isRequired {
-        var absent = all
-        absent.set(.init(name: property.name, formula: .never, isRequired: false))
-        result.append(absent)
-      }
-      if property.formula != .anything {
-        var other = all
-        other.set(.init(name: property.name, formula: not(property.formula), isRequired: true))
-        result.append(other)
-      }
+    for property in shape.properties where !property.isRequired && property.formula != .anything {
+      var (broken, held) = (all, all)
+      broken.set(.init(name: property.name, formula: not(property.formula), isRequired: true))
+      held.set(property)
+      if try !split(broken: broken, held: held) { return result }
     }
-    let names = texts.choice(shape.properties.map { texts.literal($0.name.text) })
+    let others = texts.complement(texts.choice(shape.properties.map { texts.literal($0.name.text) }))
     for rule in shape.rules where rule.formula != .anything {
-      var other = all
-      other.existences = [
-        .init(keys: texts.all([rule.keys, texts.complement(names)]), formula: not(rule.formula), pointer: pointer)
-      ]
-      result.append(other)
+      let keys = texts.all([rule.keys, others])
+      var (broken, held) = (all, all)
+      broken.existences = [.init(keys: keys, formula: not(rule.formula), pointer: pointer)]
+      held.rules = [.init(keys: keys, formula: rule.formula)]
+      if try !split(broken: broken, held: held) { return result }
     }
     for existence in shape.existences {
-      var none = all
-      none.rules = [.init(keys: existence.keys, formula: not(existence.formula))]
-      result.append(none)
+      var (broken, held) = (all, all)
+      broken.rules = [.init(keys: existence.keys, formula: not(existence.formula))]
+      held.existences = [existence]
+      if try !split(broken: broken, held: held) { return result }
     }
     for dependency in shape.dependencies {
       for name in dependency.required {
-        var broken = all
+        var (broken, held) = (all, all)
         broken.set(.init(name: dependency.name, formula: .anything, isRequired: true))
         broken.set(.init(name: name, formula: .never, isRequired: false))
-        result.append(broken)
+        held.dependencies = [.init(name: dependency.name, required: [name])]
+        if try !split(broken: broken, held: held) { return result }
       }
     }
     return result
@@ -428,6 +505,12 @@ extension ObjectShape {
   /// Whether every object has this shape.
   var isUniversal: Bool {
     properties.isEmpty && rules.isEmpty && existences.isEmpty && dependencies.isEmpty && minimum == 0 && maximum == nil
+  }
+
+  /// How much the shape asks for, roughly.
+  var weight: Int {
+    properties.reduce(0) { $0 + ($1.formula == .anything ? 0 : 1) + ($1.isRequired ? 1 : 0) } + rules.count
+      + existences.count + dependencies.count + (minimum > 0 ? 1 : 0) + (maximum == nil ? 0 : 1)
   }
 
   mutating func add(_ rule: Rule) {

@@ -133,7 +133,7 @@ final class SchemaEvaluator {
       if object.isEmpty { return .anything }
       let text = place.position.value.compactText
       let draft = document.resources[place.position.resource].draft
-      let holdsReference = text.contains("Ref\"") || text.contains("$ref\"")
+      let holdsReference = Self.holdsReference(text)
       let kind = AtomKind.schema(
         ExactText(text), resource: holdsReference ? place.position.resource : -1, draft: draft.rawValue,
         scope: holdsReference ? place.scope : [])
@@ -147,6 +147,18 @@ final class SchemaEvaluator {
     let pointer = place.position.pointer + "/$ref"
     let target = try document.resolve(reference, from: place.position.resource, at: pointer)
     return Place(position: target, scope: entering(target.resource, place.scope))
+  }
+
+  /// Whether a schema's text has a member named `$ref`, `$dynamicRef` or `$recursiveRef`, or something that looks like one.
+  private static func holdsReference(_ text: String) -> Bool {
+    var text = text
+    return text.withUTF8 { bytes in
+      guard bytes.count > 6 else { return false }
+      for index in 3..<bytes.count where bytes[index] == UInt8(ascii: "\"") && bytes[index - 1] == UInt8(ascii: "f") {
+        if bytes[index - 2] == UInt8(ascii: "e"), bytes[index - 3] | 0x20 == UInt8(ascii: "r") { return true }
+      }
+      return false
+    }
   }
 
   private func atom(_ kind: AtomKind, _ place: Place) -> Int32 {
@@ -250,6 +262,23 @@ final class SchemaEvaluator {
   func isCompound(_ formula: Formula) -> Bool {
     let literals = formulas[Int(formula.index)]
     return literals.count > 1 || literals.first.map { $0 & 1 == 1 } == true
+  }
+
+  /// Whether a formula lists its values, as a property that tells objects apart does.
+  func isDiscriminating(_ formula: Formula) -> Bool {
+    formulas[Int(formula.index)].contains { literal in
+      guard literal & 1 == 0, case .schema = atoms[Int(literal >> 1)].kind else { return false }
+      let schema = atoms[Int(literal >> 1)].position.value
+      return schema["const"] != nil || schema["enum"] != nil
+    }
+  }
+
+  /// Whether one formula asks for all that another asks for.
+  func implies(_ special: Formula, _ general: Formula) -> Bool {
+    if special == general || general == .anything || special == .never { return true }
+    if special == .anything || general == .never { return false }
+    let literals = formulas[Int(special.index)]
+    return formulas[Int(general.index)].allSatisfy { literals.contains($0) }
   }
 
   /// Whether every value of one formula is seen to satisfy another.
