@@ -104,7 +104,8 @@ let package = Package(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTesting", "ApusTokenization"],
       swiftSettings: settings),
     .testTarget(
-      name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], swiftSettings: settings),
+      name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], exclude: ["Goldens"],
+      swiftSettings: settings),
     .testTarget(
       name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusGrammar", "ApusTokenization"],
       swiftSettings: settings),

@@ -52,12 +52,11 @@ struct JSONSchemaConformanceTests {
           continue
         }
       }
+      let accepts = try grammar.map { try SchemaTesting.answers($0) } ?? { _ in false }
       for test in tests {
         let isValid = test["valid"] == .bool(true)
         let instance = test["data"]!
-        let answers = [instance.compactText, SchemaTesting.pretty(instance)].map { text in
-          grammar.map { SchemaTesting.accepts($0, text) } ?? false
-        }
+        let answers = [instance.compactText, SchemaTesting.pretty(instance)].map(accepts)
         if answers == [isValid, isValid] {
           tally.passed += 1
         } else {
@@ -176,10 +175,11 @@ struct JSONSchemaConformanceTests {
         continue
       }
       compiled += 1
+      let accepts = try SchemaTesting.answers(grammar)
       for (number, test) in (entry["tests"]?.arrayValue ?? []).enumerated() {
         let isValid = test["valid"] == .bool(true)
         for text in [SchemaTesting.spaced(test["data"]!), SchemaTesting.pretty(test["data"]!)] {
-          let answer = SchemaTesting.accepts(grammar, text)
+          let answer = accepts(text)
           #expect(answer == isValid, "\(name), instance \(number)")
         }
       }
@@ -187,5 +187,45 @@ struct JSONSchemaConformanceTests {
     let share = Double(compiled) / Double(compiled + refused.count)
     print("Of \(compiled + refused.count) real schemas, \(compiled) are compiled.")
     #expect(share >= 0.97, "\(refused.joined(separator: "\n"))")
+  }
+}
+
+/// Random schemas and instances, judged by the Python package jsonschema (`Scripts/golden_json_schema.py`).
+@Suite("JSON Schema, random schemas")
+struct JSONSchemaRandomTests {
+  @Test("Answers are those of another implementation, and few schemas are refused")
+  func goldens() throws {
+    let file = SchemaTesting.root.appendingPathComponent("Tests/ApusGrammarTests/Goldens/json_schema_random.jsonl")
+    var count = 0
+    var refused: [String] = []
+    for line in try Data(contentsOf: file).split(separator: 0x0A) {
+      let entry = try JSONValue.parse(Array(line))
+      let schema = entry["schema"]!
+      count += 1
+      var grammar: Grammar?
+      do throws(JSONSchemaError) {
+        grammar = try JSONSchemaCompiler.compile(schema).grammar
+      } catch {
+        if error.kind != .unsatisfiable {
+          refused.append("\(error)")
+          continue
+        }
+      }
+      let answer: (String) -> Bool
+      do {
+        answer = try grammar.map { try SchemaTesting.answers($0) } ?? { _ in false }
+      } catch {
+        Issue.record("\(error): \(schema.compactText)")
+        continue
+      }
+      for instance in entry["valid"]?.arrayValue ?? [] where !answer(SchemaTesting.spaced(instance)) {
+        Issue.record("\(instance.compactText) is valid under \(schema.compactText)")
+      }
+      for instance in entry["invalid"]?.arrayValue ?? [] where answer(SchemaTesting.spaced(instance)) {
+        Issue.record("\(instance.compactText) is invalid under \(schema.compactText)")
+      }
+    }
+    #expect(count > 200)
+    if refused.count * 10 > count { Issue.record("\(refused.count) of \(count) are refused: \(refused.prefix(20))") }
   }
 }

@@ -1,6 +1,7 @@
 import ApusCore
 import ApusGrammar
 import Foundation
+import Testing
 
 /// What the tests of JSON Schema share.
 enum SchemaTesting {
@@ -51,11 +52,26 @@ enum SchemaTesting {
     }
   }
 
-  static func accepts(_ grammar: Grammar, _ text: String) -> Bool { GrammarInterpreter.accepts(grammar, text) }
+  /// Whether a text belongs to a grammar, decided byte by byte by the matcher. A short text is put to the interpreter, too.
+  static func answers(_ grammar: Grammar) throws -> (String) -> Bool {
+    let compiled = try compiler.compile(grammar)
+    return { text in
+      let matcher = GrammarMatcher(compiled)
+      let answer = matcher.accept(bytes: text.utf8) == text.utf8.count && matcher.isAccepting
+      if text.utf8.count <= 120, GrammarInterpreter.accepts(grammar, text) != answer {
+        Issue.record("The matcher's answer is \(answer), the interpreter's another: \(text)")
+      }
+      return answer
+    }
+  }
+
+  private static let compiler = GrammarCompiler(vocabulary: .none)
+
+  static func accepts(_ grammar: Grammar, _ text: String) throws -> Bool { try answers(grammar)(text) }
 
   /// Whether a schema accepts an instance in every layout; throws if it is not compiled.
   static func accepts(_ schema: String, _ instance: JSONValue, _ options: JSONSchemaOptions = .init()) throws -> Bool {
     let grammar = try JSONSchemaCompiler.compile(text: schema, options).grammar
-    return accepts(grammar, instance.compactText)
+    return try accepts(grammar, instance.compactText)
   }
 }

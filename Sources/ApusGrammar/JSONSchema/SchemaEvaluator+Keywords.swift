@@ -11,9 +11,7 @@ extension SchemaEvaluator {
     let pointer = place.position.pointer
     var shape = ArrayShape()
     var tailKeyword = "items"
-    if let prefix = schema["prefixItems"], keywords.has(.draft202012) {
-      guard let places = try schemas("prefixItems", schema, place) else { return shape }
-      _ = prefix
+    if keywords.has(.draft202012), let places = try schemas("prefixItems", schema, place) {
       for place in places { shape.prefix.append(try formula(place)) }
       shape.evaluatedPrefix = shape.prefix.count
     } else if case .array(let elements)? = schema["items"] {

@@ -84,7 +84,8 @@ extension SchemaEvaluator {
 
   /// The shapes that no other one contains. Unions of what several schemas forbid hold many that others contain.
   private func withoutContained(_ shapes: [ObjectShape], at pointer: String) throws(JSONSchemaError) -> [ObjectShape] {
-    if shapes.count > 4 * options.shapeLimit { return shapes }
+    // The comparison of all pairs must stay cheap.
+    if shapes.count > 400 { return shapes }
     // The general ones come first: those that name and ask for less.
     let order = shapes.indices.sorted { (shapes[$0].weight, $0) < (shapes[$1].weight, $1) }
     var kept: [Int] = []
@@ -100,7 +101,7 @@ extension SchemaEvaluator {
       }
       if !isContained { kept.append(index) }
     }
-    try spend(comparisons / 64, at: pointer)
+    try spend(comparisons / 16, at: pointer)
     return kept.sorted().map { shapes[$0] }
   }
 

@@ -391,8 +391,9 @@ final class SchemaEvaluator {
     }
     if !result.objects.isEmpty {
       var shapes: [ObjectShape] = []
-      let shape = try objectShape(schema, keywords, place, tracking)
-      for old in result.objects { if let new = try intersection(old, shape, at: pointer) { shapes.append(new) } }
+      if let shape = try normalized(objectShape(schema, keywords, place, tracking)) {
+        for old in result.objects { if let new = try intersection(old, shape, at: pointer) { shapes.append(new) } }
+      }
       result.objects = shapes
     }
     if let reference = schema["$ref"] {
