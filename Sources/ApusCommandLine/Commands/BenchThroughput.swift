@@ -6,7 +6,7 @@ import ArgumentParser
 import Glibc
 
 /// `apus bench throughput`
-struct BenchThroughput: ParsableCommand {
+struct BenchThroughput: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "throughput",
     abstract: "Measures a model's forward passes over static batches: prefill and decode by batch and context.",
@@ -40,9 +40,9 @@ struct BenchThroughput: ParsableCommand {
     for tokens in prompt where tokens < 0 { throw ValidationError("--prompt must be at least 0, got \(tokens).") }
   }
 
-  func run() throws {
+  func run() async throws {
     if try options.printsComparison() { return }
-    var configuration = try engine.configuration()
+    var configuration = try await engine.configuration(isQuiet: options.quiet)
     let batches = batch.isEmpty ? [1, 8, 32] : batch
     let steps = 64
     let most = batches.max()!
