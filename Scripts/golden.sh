@@ -10,3 +10,4 @@ cd "$(dirname "$0")/.."
 .venv/bin/python Scripts/golden_tokenizers.py write
 .venv/bin/python Scripts/golden_gguf.py
 .venv/bin/python Scripts/golden_quantized.py
+.venv/bin/python Scripts/golden_gguf_quantize.py
