@@ -129,6 +129,11 @@ struct AddedTokenMatcher: Sendable {
       let base = text.baseAddress!
       var left = position
       while left > 0 {
+        // The known run goes on to here: what lies before its end was walked already.
+        if start < left, left <= end {
+          left = start
+          break
+        }
         let previous = previousScalarStart(base, left)
         guard UnicodeTables.shared.isWhiteSpace(decodeScalar(base, previous).scalar) else { break }
         left = previous

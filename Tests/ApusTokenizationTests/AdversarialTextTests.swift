@@ -73,7 +73,8 @@ struct AdversarialTextTests {
         let ids = try tokenizer.encode(String(repeating: "\n ", count: 1 << 17))
         #expect(!ids.isEmpty)
       }
-      #expect(time < 5, "\(flags): \(time) s")
+      // Linear cost is some hundredths of a second; the square of it is minutes.
+      #expect(time < 30, "\(flags): \(time) s")
     }
   }
 
