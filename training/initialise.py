@@ -3,8 +3,10 @@
 What a small transformer learns last is to look something up in its prompt: that takes a head that moves each token's
 content one place on and, a layer later, a head that compares it with the token at hand (an induction head; Olsson et
 al., 2022). Here both are written into the first weights, as starts that training is free to change, in the spirit of
-mimetic initialisation (Trockman and Kolter, 2023). Nothing about the corpus goes into them; spellings do: the forms of
-a word, with and without a space or a capital, begin with the same content.
+mimetic initialisation (Trockman and Kolter, 2023). Spellings go into them too: the forms of a word, with and without a
+space or a capital, begin with the same content. A model with a third group of heads also begins with the lookup that
+lettered options need: what is said is found among the options, and the letter before it is brought back. Of the corpus'
+sentences and facts nothing goes in.
 
 Layout of the residual stream: dimensions for content, for the form of a token, a few that are the same for every token
 (from them, heads that look at a fixed distance make their queries), and free ones.
@@ -16,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 
 FORM, CONSTANT, PREVIOUS = 16, 4, 64
+LETTERS = "ABCD"
 
 
 def layout(hidden: int) -> tuple[slice, slice, slice, slice]:
@@ -49,6 +52,21 @@ def embedding(table: torch.Tensor, tokenizer: Tokenizer, generator: torch.Genera
     table[:, constant] = 1.0
 
 
+def letters(table: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """Directions that tell the letters of options, in both forms, from all other entries: [letters, hidden].
+
+    A ridge regression over the embedding, in which the few letters weigh as much as the many others.
+    """
+    wanted = torch.zeros(len(table), len(LETTERS))
+    weights = torch.ones(len(table), 1)
+    for index, letter in enumerate(LETTERS):
+        for form in (letter, "\u0120" + letter):
+            wanted[tokenizer.token_to_id(form), index] = 1
+            weights[tokenizer.token_to_id(form)] = 30
+    x = torch.nn.functional.rms_norm(table, table.shape[1:]) * weights
+    return torch.linalg.solve(x.T @ x + 3 * torch.eye(table.shape[1]), x.T @ (wanted * weights)).T
+
+
 @torch.no_grad()
 def initialise(model: torch.nn.Module, tokenizer: Tokenizer, seed: int) -> None:
     """Writes the structure over a model that `reset` has filled."""
@@ -75,6 +93,22 @@ def initialise(model: torch.nn.Module, tokenizer: Tokenizer, seed: int) -> None:
         rows = slice(head * dim, (head + 1) * dim)
         attention.q_proj.weight[rows] *= 0.1
         attention.q_proj.weight[rows, constant] = query[:, None] / CONSTANT * 2
+    if attention.groups > 2:
+        # The third group looks two and four places back, past ") " and one or two pieces, and notes the letter there.
+        group, codes = slice(2 * dim, 3 * dim), slice(previous.stop, previous.stop + len(LETTERS))
+        repeat = attention.heads // attention.groups
+        attention.k_proj.weight[group] *= 0.1
+        attention.k_proj.weight[group, constant] = key[:, None] / CONSTANT * 2
+        attention.v_proj.weight[group] *= 0.1
+        found = letters(model.model.embed_tokens.weight, tokenizer)
+        attention.v_proj.weight[group][: len(LETTERS)] = found
+        for head, distance in ((2 * repeat, 2), (2 * repeat + 1, 4)):
+            query = torch.cat([fast * torch.cos(-speeds * distance), fast * torch.sin(-speeds * distance)])
+            rows = slice(head * dim, (head + 1) * dim)
+            attention.q_proj.weight[rows] *= 0.1
+            attention.q_proj.weight[rows, constant] = query[:, None] / CONSTANT * 2
+            attention.o_proj.weight[:, rows] *= 0.1
+            attention.o_proj.weight[codes, rows][:, : len(LETTERS)] += 4 * torch.eye(len(LETTERS))
     attention.q_norm.weight.fill_(1.8)
     attention.k_norm.weight.fill_(1.8)
     moved = orthonormal(PREVIOUS, content.stop, generator)
@@ -89,8 +123,27 @@ def initialise(model: torch.nn.Module, tokenizer: Tokenizer, seed: int) -> None:
     slow = [i for i in range(half) if speeds[i] < 0.006]
     places = torch.tensor(slow + [half + i for i in slow])
     groups, repeat = attention.groups, attention.heads // attention.groups
-    copied = orthonormal(min(groups * dim, content.stop), content.stop, generator)
-    for group in range(groups):
+    copied = orthonormal(min(2 * dim, content.stop), content.stop, generator)
+    if groups > 2:
+        # Its third group finds the token at hand elsewhere, not where it stands, and writes the letter that was noted.
+        mix = orthonormal(len(places), content.stop, generator)
+        away = torch.zeros(dim)
+        away[:6] = 5.0 / 6 ** 0.5
+        rows, queries = slice(2 * dim, 3 * dim), slice(2 * repeat * dim, (2 * repeat + 1) * dim)
+        attention.k_proj.weight[rows] *= 0.1
+        attention.q_proj.weight[queries] *= 0.1
+        attention.k_proj.weight[rows, content][places] = mix
+        attention.q_proj.weight[queries, content][places] = mix
+        attention.k_proj.weight[rows, constant] += away[:, None] / CONSTANT
+        attention.q_proj.weight[queries, constant] -= away[:, None] / CONSTANT
+        attention.v_proj.weight[rows] *= 0.1
+        attention.v_proj.weight[rows, codes][: len(LETTERS)] = torch.eye(len(LETTERS)) / 4
+        attention.o_proj.weight[:, queries] *= 0.1
+        for index, letter in enumerate(LETTERS):
+            table = model.model.embed_tokens.weight
+            direction = table[tokenizer.token_to_id(letter)] + table[tokenizer.token_to_id("\u0120" + letter)]
+            attention.o_proj.weight[:, queries.start + index] = 10 * direction / direction.norm()
+    for group in range(min(groups, 2)):
         mix = orthonormal(len(places), PREVIOUS, generator) if len(places) <= PREVIOUS else \
             orthonormal(PREVIOUS, len(places), generator).T
         rows = slice(group * dim, (group + 1) * dim)
