@@ -81,7 +81,8 @@ struct ApusCommand: AsyncParsableCommand {
     groupedSubcommands: [
       CommandGroup(name: "Running models:", subcommands: [Serve.self, Chat.self, Generate.self]),
       CommandGroup(name: "Measuring:", subcommands: [Bench.self]),
-      CommandGroup(name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self, GrammarCommand.self]),
+      CommandGroup(
+        name: "Looking inside:", subcommands: [Inspect.self, Tokenize.self, Render.self, GrammarCommand.self]),
       CommandGroup(name: "Looking around:", subcommands: [Doctor.self, Reference.self, Version.self]),
     ])
 }
