@@ -30,6 +30,7 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
 
   /// Drops what can be computed again if it takes too much room. Called between steps, with the lock held.
   func trim() {
+    program.store.beginOperation()
     if program.store.isFull { program.store.dropRows() }
     if terminalMasks.count > 1024 { terminalMasks = [:] }
   }

@@ -6,7 +6,8 @@ public import ApusCore
 public final class GrammarMatcher: TokenMatcher {
   /// The grammar.
   public let grammar: CompiledGrammar
-  private var stacks = GrammarStacks()
+  // Not checked for overlap at run time: a matcher belongs to one thread.
+  @exclusivity(unchecked) private var stacks = GrammarStacks()
   private var threads: [GrammarThread] = []
   /// Whether the text may end where it is.
   private var canEnd: Bool
@@ -30,7 +31,10 @@ public final class GrammarMatcher: TokenMatcher {
   public init(_ grammar: CompiledGrammar) {
     self.grammar = grammar
     var stacks = stacks
-    let closure = grammar.lock.withLock { stacks.initialClosure(grammar.program) }
+    let closure = grammar.lock.withLock {
+      grammar.trim()
+      return stacks.initialClosure(grammar.program)
+    }
     let first = stacks.closures[Int(closure)]
     threads = Array(stacks.threads[Int(first.first)..<Int(first.first + first.count)])
     canEnd = first.canEnd

@@ -95,18 +95,19 @@ final class RegularStore {
 
   // MARK: Storage
 
-  private(set) var nodes: ContiguousArray<Node> = []
-  private(set) var pool: ContiguousArray<Int32> = []
-  private var table: InternTable
+  // Accesses are not checked for overlap at run time: they are short, and the owner holds a lock.
+  @exclusivity(unchecked) private(set) var nodes: ContiguousArray<Node> = []
+  @exclusivity(unchecked) private(set) var pool: ContiguousArray<Int32> = []
+  @exclusivity(unchecked) private var table: InternTable
   /// Successors of states, 256 each; `nil` until asked for.
-  private(set) var rows: UnsafeMutablePointer<UnsafeMutablePointer<RegularState>?>
+  @exclusivity(unchecked) private(set) var rows: UnsafeMutablePointer<UnsafeMutablePointer<RegularState>?>
   /// Number of the acceptance set of each state.
-  private(set) var acceptance: UnsafeMutablePointer<Int32>
+  @exclusivity(unchecked) private(set) var acceptance: UnsafeMutablePointer<Int32>
   private var capacity: Int
   private var rowCount = 0
-  private(set) var acceptanceSets: [[Int32]] = [[], [RegularStore.untagged]]
+  @exclusivity(unchecked) private(set) var acceptanceSets: [[Int32]] = [[], [RegularStore.untagged]]
   private var acceptanceIndex: [[Int32]: Int32] = [[]: 0, [RegularStore.untagged]: 1]
-  private(set) var tries: [KeyTrie] = []
+  @exclusivity(unchecked) private(set) var tries: [KeyTrie] = []
   private(set) var searches: [TextSearch] = []
   private var nameSets: [[UInt64]] = [[]]
   private var nameSetIndex: [[UInt64]: Int32] = [:]
@@ -118,6 +119,11 @@ final class RegularStore {
   private(set) var overflow: String?
   /// Expressions at most; an expression takes about 80 bytes.
   var maximumNodes = 1 << 20
+  /// Derivatives of parts taken since `beginOperation`, and how many one operation may take: what stalls nobody.
+  @exclusivity(unchecked) private var work = 0
+  private var workLimit = RegularStore.compileWork
+  static let compileWork = 1 << 25
+  static let matchWork = 1 << 22
   /// Members of one union or intersection at most.
   static let maximumMembers = 1 << 14
   /// States looked at to find out whether anything is accepted.
@@ -207,6 +213,12 @@ final class RegularStore {
     rows = newRows
     acceptance = newAcceptance
     capacity = larger
+  }
+
+  /// Starts the count of work anew.
+  func beginOperation(limit: Int = RegularStore.matchWork) {
+    work = 0
+    workLimit = limit
   }
 
   func accepts(_ state: RegularState) -> Bool { acceptance[Int(state)] != 0 }
@@ -629,6 +641,11 @@ final class RegularStore {
   /// What may follow a byte. The result may be dead without being `never`; rows hold only live states.
   func derivative(_ state: RegularState, _ byte: UInt8) -> RegularState {
     if let row = rows[Int(state)] { return row[Int(byte)] }
+    work &+= 1
+    if work > workLimit {
+      overflowed("one step takes more than \(workLimit) derivatives")
+      return Self.never
+    }
     let node = nodes[Int(state)]
     switch node.kind {
     case .never, .empty: return Self.never
@@ -1014,7 +1031,8 @@ final class RegularStore {
 
   // MARK: Relaxed counts
 
-  private var relaxedStates: [RegularState: RegularState] = [:]
+  @exclusivity(unchecked) private var relaxedStates: [RegularState: RegularState] = [:]
+  @exclusivity(unchecked) private var slacks: [RegularState: Int32] = [:]
 
   /// The state with counts of `least` or more replaced by no limit and minima by none: the same but for texts that come
   /// near a limit.
@@ -1038,6 +1056,13 @@ final class RegularStore {
   /// The least count that `relaxed` gives up: texts of at most this many bytes do not tell the two apart, provided
   /// minima are none. `nil` if a minimum was given up, too.
   func slack(_ state: RegularState, least: Int32) -> Int32? {
+    if let known = slacks[state] { return known < 0 ? nil : known }
+    let result = computedSlack(state, least: least)
+    slacks[state] = result ?? -1
+    return result
+  }
+
+  private func computedSlack(_ state: RegularState, least: Int32) -> Int32? {
     let node = nodes[Int(state)]
     switch node.kind {
     case .concatenation:

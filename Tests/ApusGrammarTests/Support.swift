@@ -79,12 +79,15 @@ extension CompiledGrammar {
 }
 
 extension GrammarMatcher {
-  /// The mask by trying each token by itself.
-  func maskByTrying() -> [UInt32] {
-    var words = [UInt32](repeating: 0, count: grammar.vocabulary.maskWordCount)
-    for token in 0..<grammar.vocabulary.count {
-      let trial = copy()
-      if trial.accept(TokenID(token)) { words[token >> 5] |= 1 << UInt32(token & 31) }
+  /// The mask by trying each token by itself, or every so many from a place on; the others are taken from `known`.
+  func maskByTrying(every step: Int = 1, from start: Int = 0, known: [UInt32]? = nil) -> [UInt32] {
+    var words = known ?? [UInt32](repeating: 0, count: grammar.vocabulary.maskWordCount)
+    let trial = copy()
+    for token in stride(from: start, to: grammar.vocabulary.count, by: step) {
+      words[token >> 5] &= ~(1 << UInt32(token & 31))
+      guard trial.accept(TokenID(token)) else { continue }
+      words[token >> 5] |= 1 << UInt32(token & 31)
+      #expect(trial.rollback(1))
     }
     return words
   }
