@@ -35,6 +35,9 @@ public enum GrammarSpecification: Sendable, Hashable {
     public var whitespace = Whitespace.flexible
     /// The order of an object's members.
     public var propertyOrder = PropertyOrder.declared
+    /// Numbers as people write them: integers as digits alone, fractions without needless zeros, no exponents. Otherwise
+    /// every notation of a number is accepted, `20.000` for 20 too, which a model that is unsure may draw out for long.
+    public var plainNumbers = true
     /// OpenAI's strict mode: the schema must keep to the subset that OpenAI calls strict.
     public var isStrict = false
     /// Ignores what cannot be enforced instead of refusing it.

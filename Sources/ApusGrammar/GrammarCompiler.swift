@@ -102,6 +102,7 @@ extension Grammar {
     reading.order = options.propertyOrder == .declared ? .declared : .any
     reading.whitespace = options.whitespace == .compact ? .compact : .standard
     reading.relaxed = options.isLenient
+    reading.plainNumbers = options.plainNumbers || options.isStrict
     do throws(JSONSchemaError) {
       return try JSONSchemaCompiler.compile(text: text, reading).grammar
     } catch {

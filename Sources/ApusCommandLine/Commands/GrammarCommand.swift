@@ -21,6 +21,8 @@ struct GrammarOptions: ParsableArguments {
     var options = GrammarSpecification.SchemaOptions()
     options.propertyOrder = order == .any ? .any : .declared
     options.whitespace = whitespace == .compact ? .compact : .flexible
+    // Where members may come in any order, what is asked is whether a text is valid and not what a model should write.
+    options.plainNumbers = order == .declared
     options.isStrict = strict
     options.isLenient = lenient
     return options
