@@ -32,7 +32,7 @@ public struct ToolDefinitions: Sendable, Equatable {
       let function = entry["function"] ?? entry
       guard let name = function["name"]?.stringValue, !name.isEmpty else { return nil }
       return Tool(
-        name: name, parameters: function["parameters"].flatMap { $0.isNull ? nil : $0 },
+        name: name, parameters: function["parameters"]?.nonNull,
         isStrict: function["strict"] == .bool(true))
     }
   }

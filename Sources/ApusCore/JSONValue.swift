@@ -89,6 +89,9 @@ extension JSONValue: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, Ex
   }
 
   public var isNull: Bool { self == .null }
+
+  /// The value, or `nil` where it is null. Spelt out, since a bare `nil` of this type is a null.
+  public var nonNull: JSONValue? { isNull ? JSONValue?.none : self }
   public var stringValue: String? { if case .string(let value) = self { value } else { nil } }
   public var boolValue: Bool? { if case .bool(let value) = self { value } else { nil } }
   public var arrayValue: [JSONValue]? { if case .array(let value) = self { value } else { nil } }

@@ -90,7 +90,7 @@ enum ListingCheck {
         throw HubError(.invalidAnswer, "The hub lists an entry without type or path.")
       }
       if type == "directory" { continue }
-      let large = entry["lfs"].flatMap { $0.isNull ? nil : $0 }
+      let large = entry["lfs"]?.nonNull
       guard let size = large?["size"]?.intValue ?? entry["size"]?.intValue,
         let etag = large.map({ $0["oid"]?.stringValue ?? $0["sha256"]?.stringValue }) ?? entry["oid"]?.stringValue
       else {

@@ -50,7 +50,7 @@ package struct EvalQuestion: Sendable, Equatable {
         guard thinks.boolValue != nil else { throw refuse("enable_thinking", "must be true or false") }
         variables["enable_thinking"] = thinks
       }
-      input = .messages(given, tools: object["tools"].flatMap { $0.isNull ? nil : $0 }, variables: variables)
+      input = .messages(given, tools: object["tools"]?.nonNull, variables: variables)
     case "prompt":
       guard let text = given.stringValue else { throw refuse("prompt", "must be a string, got \(given.kindName)") }
       input = .prompt(text)

@@ -72,8 +72,7 @@ struct FieldReader {
 
   /// Reads anything into a tree; `null` is `nil`.
   mutating func value(_ reader: inout JSONReader, _ name: String) throws(JSONError) -> JSONValue? {
-    let value = try reader.readValue()
-    return value.isNull ? nil : value
+    try reader.readValue().nonNull
   }
 
   // MARK: Lists

@@ -87,7 +87,7 @@ struct HarmonyConversation {
       guard let name = function["name"]?.stringValue else {
         throw EngineError(.invalidRequest, "tools[\(index)] has no function with a name.", parameter: "tools")
       }
-      let parameters = function["parameters"].flatMap { $0.isNull ? JSONValue?.none : $0 }
+      let parameters = function["parameters"]?.nonNull
       result.append(
         HarmonyToolNamespace.Tool(
           name: name, description: function["description"]?.stringValue ?? "", parameters: parameters))

@@ -245,7 +245,7 @@ extension HarmonyToolNamespace {
     for (index, element) in (try members.list("tools") ?? []).enumerated() {
       let tool = try Members(element, "\(place).tools[\(index)]")
       guard let name = try tool.text("name") else { throw failure("\(tool.place).name", "is missing") }
-      let parameters = tool.object["parameters"].flatMap { $0.isNull ? JSONValue?.none : $0 }
+      let parameters = tool.object["parameters"]?.nonNull
       tools.append(Tool(name: name, description: try tool.text("description") ?? "", parameters: parameters))
     }
     self.init(name: name, description: try members.text("description"), tools: tools)

@@ -271,7 +271,7 @@ public struct ChatTemplate: Sendable {
     // Reasoning comes under three names, of which templates read the first two. A member that is null counts as absent,
     // as it does in transformers, since templates would write "None".
     let reasoning = ["reasoning_content", "thinking", "reasoning"].lazy.compactMap { name in
-      given[name].flatMap { $0.isNull ? nil : $0 }
+      given[name]?.nonNull
     }.first
     var object = JSONObject()
     if let reasoning { object["thinking"] = reasoning }
