@@ -11,7 +11,7 @@ apus=$(swift build -c release --show-bin-path)/apus
 failed=()
 for name in ParserFuzzTests/tokenizerJSON ParserFuzzTests/sentencePiece ParserFuzzTests/tiktoken ParserFuzzTests/gguf \
   ParserFuzzTests/jinja ParserFuzzTests/harmony ParserFuzzTests/json ParserFuzzTests/patterns \
-  CheckpointFuzzTests/safetensorsHeaders CheckpointFuzzTests/configurations; do
+  CheckpointFuzzTests/safetensorsHeaders CheckpointFuzzTests/configurations AdversarialTextTests; do
   echo "== $name"
   # Address space, in KiB: a parser that asks for more than it read ends here instead of taking the machine.
   if ! (ulimit -v $((8 << 20)); swift test -c release --skip-build --filter "$name" 2>&1 | tail -n 6); then
