@@ -48,31 +48,8 @@ struct TensorSelection {
   func isKept(_ name: String) -> Bool {
     let module = name.hasSuffix(".weight") ? String(name.dropLast(7)) : name
     return options.kept.contains { pattern in
-      Self.matches(Array(pattern.utf8), Array(name.utf8)) || Self.matches(Array(pattern.utf8), Array(module.utf8))
+      Wildcard.matches(pattern, name) || Wildcard.matches(pattern, module)
     }
-  }
-
-  /// Whether a name is of the form that a pattern with `*` gives.
-  static func matches(_ pattern: [UInt8], _ name: [UInt8]) -> Bool {
-    // Greedy with one point of return: the last star.
-    var (p, n) = (0, 0)
-    var star: (p: Int, n: Int)?
-    while n < name.count {
-      if p < pattern.count, pattern[p] == UInt8(ascii: "*") {
-        star = (p, n)
-        p += 1
-      } else if p < pattern.count, pattern[p] == name[n] {
-        p += 1
-        n += 1
-      } else if let last = star {
-        star = (last.p, last.n + 1)
-        p = last.p + 1
-        n = last.n + 1
-      } else {
-        return false
-      }
-    }
-    return pattern[p...].allSatisfy { $0 == UInt8(ascii: "*") }
   }
 
   private static let embeddings: Set<String> = [

@@ -47,8 +47,6 @@ public final class WeightLoader {
   private let keepsStored: Bool
   /// Whether int8 weights of the checkpoint with a scale for each output are.
   private let takesInt8: Bool
-  /// Whether any was.
-  public private(set) var hasStoredInt8 = false
   private let progress: ((_ done: Int, _ total: Int) -> Void)?
   private let total: Int
   private var done = 0
@@ -226,7 +224,6 @@ public final class WeightLoader {
       guard let source = try store.loadInt8(part.name + ".weight", shape: [part.outputs, inputs]) else { return nil }
       sources.append(source)
     }
-    hasStoredInt8 = true
     return sources
   }
 

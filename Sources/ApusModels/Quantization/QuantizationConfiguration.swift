@@ -93,32 +93,9 @@ public struct QuantizationConfiguration: Sendable, Equatable {
       guard let expression = try? Regex(String(entry.dropFirst(3))) else { return false }
       return module.prefixMatch(of: expression) != nil
     }
-    if entry.utf8.contains(UInt8(ascii: "*")) { return matches(Array(entry.utf8)[...], Array(module.utf8)[...]) }
+    if entry.utf8.contains(UInt8(ascii: "*")) { return Wildcard.matches(entry, module) }
     // At dots alone: "gate" in a list means a router, not `gate_proj`.
     return entry == module || module.hasPrefix(entry + ".") || module.hasSuffix("." + entry)
-  }
-
-  /// Whether a name is of the form that a pattern with `*` gives.
-  private static func matches(_ pattern: ArraySlice<UInt8>, _ name: ArraySlice<UInt8>) -> Bool {
-    // Greedy with one point of return: the last star.
-    var (p, n) = (pattern.startIndex, name.startIndex)
-    var star: (p: Int, n: Int)?
-    while n < name.endIndex {
-      if p < pattern.endIndex, pattern[p] == UInt8(ascii: "*") {
-        star = (p, n)
-        p += 1
-      } else if p < pattern.endIndex, pattern[p] == name[n] {
-        p += 1
-        n += 1
-      } else if let last = star {
-        star = (last.p, last.n + 1)
-        p = last.p + 1
-        n = last.n + 1
-      } else {
-        return false
-      }
-    }
-    return pattern[p...].allSatisfy { $0 == UInt8(ascii: "*") }
   }
 }
 
