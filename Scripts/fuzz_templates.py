@@ -134,9 +134,16 @@ def a_schema(depth):
     return schema
 
 
+def an_object_schema(depth):
+    """A schema that is a JSON object: the library takes no other as a tool's parameters."""
+    while not isinstance(schema := a_schema(depth), dict):
+        pass
+    return schema
+
+
 def a_namespace(name):
     tools = [{"name": f"tool_{i}", "description": random.choice(TEXTS),
-              "parameters": None if random.random() < 0.2 else random.choice([a_schema(3), {"type": "object", "properties": {"p": a_schema(3), "q": a_schema(2)}}])}
+              "parameters": None if random.random() < 0.2 else random.choice([an_object_schema(3), {"type": "object", "properties": {"p": a_schema(3), "q": a_schema(2)}}])}
              for i in range(random.randint(0, 3))]
     tools = [{k: v for k, v in tool.items() if v is not None} for tool in tools]
     namespace = {"name": name, "tools": tools}
