@@ -63,8 +63,10 @@ private struct StructuralTagReader {
     return list
   }
 
-  private mutating func schema(_ value: JSONValue) throws(EngineError) -> GrammarExpression {
-    grammar.absorb(try Grammar.schema(value.compactText))
+  private mutating func schema(_ value: JSONValue, isStrict: Bool = false) throws(EngineError) -> GrammarExpression {
+    var options = GrammarSpecification.SchemaOptions()
+    options.isStrict = isStrict
+    return grammar.absorb(try Grammar.schema(value.compactText, options))
   }
 
   /// The old form.
@@ -105,7 +107,8 @@ private struct StructuralTagReader {
     case "const_string": return .text(try string(value, "value", path))
     case "json_schema":
       guard let schema = value["json_schema"] else { throw failure("\(path).json_schema", "is missing") }
-      return try self.schema(schema)
+      // `strict` is this engine's own: a format of a response keeps it where it stands behind a chain of thought.
+      return try self.schema(schema, isStrict: value["strict"] == true)
     case "regex": return .regular(try .pattern(try string(value, "pattern", path), search: false))
     case "grammar": return grammar.absorb(try Grammar(ebnf: try string(value, "grammar", path)))
     case "any_text":

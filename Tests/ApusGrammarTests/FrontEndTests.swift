@@ -259,6 +259,13 @@ struct StructuralTagTests {
     #expect(grammar.accepts("<think>let me < see</think>none") && grammar.accepts("<think></think>so <f>abc</f>"))
     #expect(
       !grammar.accepts("none") && !grammar.accepts("<think>x</think>text") && !grammar.accepts("<think>x</think>"))
+    // Strict mode holds within a tag as it does alone.
+    func open(_ isStrict: Bool) throws {
+      let format = #"{"type": "json_schema", "json_schema": {"type": "object"}, "strict": \#(isStrict)}"#
+      _ = try Grammar(structuralTag: #"{"format": \#(format)}"#)
+    }
+    try open(false)
+    #expect(throws: EngineError.self) { try open(true) }
     let message = errorMessage {
       _ = try Grammar(structuralTag: #"{"format": {"type": "sequence", "elements": [{"type": "poem"}]}}"#)
     }

@@ -170,6 +170,12 @@ private func stable(_ answer: Answer) -> [String] {
     let format: JSONValue = ["response_format": ["type": "json_object"]]
     let json = try #require(try await grammar(format, service(promptEnd: "<think>\n")))
     #expect(json["elements"]?[2]?["json_schema"] == ["type": "object"])
+    let schema: JSONValue = [
+      "response_format": ["type": "json_schema", "json_schema": ["schema": ["type": "integer"], "strict": true]]
+    ]
+    let thought = try #require(try await grammar(schema, service(promptEnd: "<think>\n")))
+    #expect(thought["elements"]?[2]?["json_schema"] == ["type": "integer"])
+    #expect(thought["elements"]?[2]?["strict"] == true)
     let both = try await send(with(format, ["tool_choice": "required"]), service())
     #expect(both.status == 400 && both.parameter == "tool_choice")
     // A format without such a grammar: the prompt begins the call.

@@ -242,9 +242,9 @@ extension GrammarSpecification {
   /// The same as a format within a structural tag; `nil` if it has no such form.
   fileprivate var structuralFormat: JSONValue? {
     switch self {
-    case .jsonSchema(let schema, _):
+    case .jsonSchema(let schema, let options):
       guard let schema = try? JSONValue.parse(schema) else { return nil }
-      return ["type": "json_schema", "json_schema": schema]
+      return ["type": "json_schema", "json_schema": schema, "strict": .bool(options.isStrict)]
     case .jsonObject: return ["type": "json_schema", "json_schema": ["type": "object"]]
     case .regex(let pattern): return ["type": "regex", "pattern": .string(pattern)]
     case .ebnf(let grammar): return ["type": "grammar", "grammar": .string(grammar)]
