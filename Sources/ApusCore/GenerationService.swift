@@ -183,6 +183,8 @@ public struct ServiceStatistics: Sendable, Equatable {
   public var promptTokens = 0
   public var cachedTokens = 0
   public var generatedTokens = 0
+  /// Of these, tokens that a grammar left no choice about and that no forward pass was spent on to draw (jump-forward).
+  public var forcedTokens = 0
   /// Retractions since the start.
   public var retractions = 0
   /// Tokens evicted from the prefix cache since the start.

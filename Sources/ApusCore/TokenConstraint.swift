@@ -16,4 +16,12 @@ public protocol TokenMatcher: AnyObject {
   func fillMask(into mask: UnsafeMutablePointer<UInt32>)
   /// Takes the next token; false, and nothing changes, if it is not allowed.
   func accept(_ token: TokenID) -> Bool
+  /// Takes the tokens that have to come next and gives them: where the constraint leaves one continuation, no forward
+  /// pass is needed to find it. Empty where there is a choice.
+  func takeForcedTokens() -> [TokenID]
+}
+
+extension TokenMatcher {
+  /// A matcher that knows of no text forces none.
+  public func takeForcedTokens() -> [TokenID] { [] }
 }

@@ -1,5 +1,6 @@
 public import ApusCore
 package import ApusExecution
+import ApusGrammar
 import ApusModels
 import ApusScheduling
 import ApusTensors
@@ -257,8 +258,8 @@ public final class Engine: GenerationService {
     let assembler = try OutputAssembler(tokenizer: tokenizer, sampling: sampling)
 
     // A grammar that was compiled before costs nothing; another is compiled while the request waits at its gate.
-    let constraint = try sampling.grammar.flatMap { (grammar) throws(EngineError) in try grammars.known(grammar)?.get()
-    }
+    let known = try sampling.grammar.flatMap { (grammar) throws(EngineError) in try grammars.known(grammar)?.get() }
+    let constraint = known.map { self.constraint($0) }
     let isGated = sampling.grammar != nil && constraint == nil
 
     let limit = configuration.maxRunningRequests + configuration.maxQueuedRequests
@@ -303,12 +304,17 @@ public final class Engine: GenerationService {
     if isGated, let grammar = sampling.grammar {
       grammars.compile(grammar) { result in
         switch result {
-        case .success(let compiled): mailbox.post(.open(handle: handle, constraint: compiled))
+        case .success(let compiled): mailbox.post(.open(handle: handle, constraint: self.constraint(compiled)))
         case .failure(let error): mailbox.post(.reject(handle: handle, error))
         }
       }
     }
     return GenerationStream(id: request.id, source: stream)
+  }
+
+  /// What follows a request's tokens through a grammar.
+  private func constraint(_ grammar: CompiledGrammar) -> any TokenConstraint {
+    configuration.enablesJumpForward ? JumpForwardConstraint(grammar, tokenizer: tokenizer) : grammar
   }
 
   private func validate(_ request: Request, _ tokens: [TokenID]) throws(EngineError) {

@@ -81,6 +81,8 @@ public struct EngineConfiguration: Sendable {
   public var enablesPrefixCache = true
   /// Whether the next step is decided while the present one runs. Off, each step is finished before the next is decided.
   public var enablesOverlap = true
+  /// Whether text that a grammar forces is taken without a forward pass for each of its tokens (jump-forward).
+  public var enablesJumpForward = true
   /// Compute threads; `nil` takes one per physical core.
   public var threads: Int?
   /// Seed of dummy weights and of requests that bring no seed; `nil` draws one.

@@ -10,6 +10,8 @@ struct SamplerSlot {
   let logprobs: LogprobOptions?
   /// The prompt and what was generated before the request entered the slot.
   let knownTokens: [TokenID]
+  /// Length of the sequence up to the last forced token; 0 before the first one.
+  private(set) var forcedEnd = 0
   /// The token drawn last: the input of the next step where that one was launched before the draw.
   var lastToken: TokenID = 0
 
@@ -73,6 +75,21 @@ struct SamplerSlot {
     lastToken = token
     _ = matcher?.accept(token)
     if hasPenalties { see(token, outputs: 1) }
+  }
+
+  /// Notes and gives the tokens that have to follow the token drawn last. None where log-probabilities are asked for,
+  /// which only a forward pass knows, or where a bias prefers some spellings of the same text to others.
+  ///
+  /// `lastToken` stays the token drawn: it is the input of a step that was launched before this was known.
+  ///
+  /// - Parameter position: of the token drawn last.
+  mutating func takeForcedTokens(after position: Int) -> [TokenID] {
+    guard let matcher, logprobs == nil, biasTokens.isEmpty else { return [] }
+    let tokens = matcher.takeForcedTokens()
+    if tokens.isEmpty { return [] }
+    forcedEnd = position + 1 + tokens.count
+    if hasPenalties { for token in tokens { see(token, outputs: 1) } }
+    return tokens
   }
 
   private mutating func see(_ token: TokenID, outputs: Int32) {

@@ -39,6 +39,8 @@ public final class StepRunner: @unchecked Sendable {
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
   private let drawn: UnsafeMutablePointer<TokenID>
   private var plan: [LogitRow] = []
+  /// Tokens that grammars force after the draws of the step: (index in `result.tokens` of the token drawn, tokens).
+  private var forced: [(tokenIndex: Int, tokens: [TokenID])] = []
   private let mask = MaskBuffer()
 
   /// One row of logits and what it is for.
@@ -122,6 +124,7 @@ public final class StepRunner: @unchecked Sendable {
       forward(batch)
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
+      if !forced.isEmpty { insertForcedTokens(into: &result) }
     }
     result.forwardSeconds = monotonicSeconds() - begin
   }
@@ -173,7 +176,7 @@ public final class StepRunner: @unchecked Sendable {
     plan.removeAll(keepingCapacity: true)
     for wantsLogprobs in [false, true] {
       var tokenIndex = 0
-      for (index, request) in batch.requests.enumerated() where request.samples {
+      for (index, request) in batch.requests.enumerated() where draws(request) {
         if (slots[Int(request.slot)]!.logprobs != nil) == wantsLogprobs {
           plan.append(
             LogitRow(
@@ -184,8 +187,9 @@ public final class StepRunner: @unchecked Sendable {
       }
     }
     for (index, request) in batch.requests.enumerated() {
-      result.tokenCounts.append(request.samples ? 1 : 0)
-      if request.samples { result.tokens.append(0) }
+      let draws = draws(request)
+      result.tokenCounts.append(draws ? 1 : 0)
+      if draws { result.tokens.append(0) }
       let first = max(request.start, request.promptLogprobStart)
       let end = min(request.start + request.count, request.promptLogprobEnd)
       guard first < end else { continue }
@@ -196,6 +200,12 @@ public final class StepRunner: @unchecked Sendable {
             purpose: .prompt))
       }
     }
+  }
+
+  /// Whether a token is drawn for a request. Not if the step before this one, which ran after this one was decided, brought
+  /// that token already, because a grammar forced it.
+  private func draws(_ request: ScheduledRequest) -> Bool {
+    request.samples && slots[Int(request.slot)]!.forcedEnd <= Int(request.start + request.count)
   }
 
   private func runPlan(_ batch: ScheduleBatch, into result: inout StepResult) {
@@ -265,13 +275,41 @@ public final class StepRunner: @unchecked Sendable {
   ) {
     if token >= 0 {
       result.tokens[entry.tokenIndex] = token
-      slots[Int(batch.requests[entry.request].slot)]!.append(token)
+      let slot = Int(batch.requests[entry.request].slot)
+      slots[slot]!.append(token)
+      let tokens = slots[slot]!.takeForcedTokens(after: entry.position)
+      if !tokens.isEmpty { forced.append((entry.tokenIndex, tokens)) }
     } else if !result.failures.contains(where: { $0.request == entry.request }) {
       let matcher = slots[Int(batch.requests[entry.request].slot)]!.matcher
       fail(
         entry.request, matcher?.failure?.message ?? "No token can be drawn: every one of them is forbidden.",
         into: &result)
     }
+  }
+
+  /// Puts forced tokens behind the tokens that were drawn before them.
+  private func insertForcedTokens(into result: inout StepResult) {
+    forced.sort { $0.tokenIndex < $1.tokenIndex }
+    let drawn = result.tokens
+    result.tokens.removeAll(keepingCapacity: true)
+    var next = 0
+    var logprob = 0
+    var request = 0
+    for (index, token) in drawn.enumerated() {
+      while result.tokenCounts[request] == 0 { request += 1 }
+      while logprob < result.logprobs.count && result.logprobs[logprob].index == index {
+        result.logprobs[logprob].index = result.tokens.count
+        logprob += 1
+      }
+      result.tokens.append(token)
+      if next < forced.count && forced[next].tokenIndex == index {
+        result.tokens += forced[next].tokens
+        result.tokenCounts[request] += Int32(forced[next].tokens.count)
+        next += 1
+      }
+      request += 1
+    }
+    forced.removeAll(keepingCapacity: true)
   }
 
   private func reportPrompt(

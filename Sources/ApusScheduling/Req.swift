@@ -65,6 +65,8 @@ final class Req {
   var computedCount = 0
   /// Draws of launched steps whose tokens are not known yet; at most two.
   var pendingDraws = 0
+  /// The draw of a launched step brings nothing, since the step before it brought the token that it would draw, and more.
+  var nextDrawIsVoid = false
   /// Launched steps that compute for this request; at most two.
   var inFlightCount = 0
   /// Whole pages known at admission: those that go into the tree while prompt chunks complete.

@@ -107,8 +107,9 @@ public struct ScheduleBatch: Sendable {
 
 /// What a step brought.
 public struct StepResult: Sendable {
-  /// Drawn tokens, flat: request by request in the batch's order. Today one for each request that samples; speculative
-  /// decoding draws several.
+  /// Output tokens, flat: request by request in the batch's order. A request that samples gets the token drawn and, after
+  /// it, tokens that its grammar forces (jump-forward), whose K/V do not exist yet. When a step brings a request more than
+  /// one token, the step launched after it, which took the first of them as its input, brings the request none.
   public var tokens: [TokenID] = []
   /// How many tokens of `tokens` belong to each request of the batch.
   public var tokenCounts: [Int32] = []

@@ -307,10 +307,16 @@ public struct Scheduler: ~Copyable {
       let share = batch.requests[index]
       guard let req = slots[Int(share.slot)] else { fatalError("slot \(share.slot) was given away in flight") }
       req.inFlightCount -= 1
-      if share.samples { req.pendingDraws -= 1 }
 
       let drawn = tokenIndex..<tokenIndex + Int(result.tokenCounts[index])
       tokenIndex = drawn.upperBound
+      let isVoid = share.samples && req.nextDrawIsVoid
+      if isVoid { req.nextDrawIsVoid = false } else if share.samples { req.pendingDraws -= 1 }
+      if drawn.count > 1 && req.pendingDraws > 0 {
+        invariant(req.pendingDraws == 1, "two draws are in flight behind the one that ended")
+        req.pendingDraws = 0
+        req.nextDrawIsVoid = true
+      }
       let firstPrompt = promptIndex
       while promptIndex < result.promptLogprobs.count && result.promptLogprobs[promptIndex].request == index {
         promptIndex += 1
@@ -330,13 +336,17 @@ public struct Scheduler: ~Copyable {
           // Nothing of the request goes into the tree from here on: its K/V are not to be trusted.
           finish(req, .abort(failure), keepsPrefix: false, compacts: false)
         } else {
-          invariant(drawn.count == (share.samples ? 1 : 0), "a share that samples draws one token")
+          invariant(
+            drawn.isEmpty == (!share.samples || isVoid), "a share that samples brings tokens, and no other brings any")
           req.computedCount = Int(share.start + share.count)
           for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
           if req.isFillingCache && req.state == .running { checkpoint(req) }
           if share.samples {
             let entry = firstLogprob < logprobIndex ? result.logprobs[firstLogprob].values : nil
-            appendToken(result.tokens[drawn.lowerBound], logprobs: entry, to: req)
+            for index in drawn where req.state != .finishing {
+              appendToken(result.tokens[index], logprobs: index == drawn.lowerBound ? entry : nil, to: req)
+              if index > drawn.lowerBound { counts.forcedTokens += 1 }
+            }
           } else if req.maxOutputs == 0 && req.computedCount == req.promptCount {
             start(req)
             finish(req, .length, compacts: false)

@@ -20,6 +20,11 @@ public struct FakeExecutor: ModelExecutor {
   public private(set) var largestBatch = (tokens: 0, requests: 0)
   /// Decides whether a request's row fails alone: gets the tokens of the sequence. `nil` lets all succeed.
   public var failure: (@Sendable ([TokenID]) -> String?)?
+  /// How many tokens after a drawn one are forced, as by a grammar: gets the sequence, the drawn token included. Forced
+  /// tokens are those that would be drawn, so the text stays what `FakeModel` says.
+  public var forcedCount: (@Sendable ([TokenID]) -> Int)?
+  /// Tokens that were forced since the start.
+  public private(set) var forcedTokens = 0
 
   private struct Cell {
     var token: TokenID = -1
@@ -36,6 +41,8 @@ public struct FakeExecutor: ModelExecutor {
     var drawn: TokenID = -1
     /// Draws in launched batches.
     var pendingDraws = 0
+    /// The draw of a launched batch is of a token that is known by now.
+    var nextDrawIsVoid = false
     /// All tokens of the sequence; outputs are added when they are drawn.
     var tokens: [TokenID]
     /// Number of the assignment: tells whose cells are whose.
@@ -215,7 +222,12 @@ public struct FakeExecutor: ModelExecutor {
       if let reason = failure?(sequence) {
         result.failures.append((index, reason))
         result.tokenCounts.append(0)
-        if share.samples { slot.pendingDraws -= 1 }
+        if share.samples {
+          if slot.nextDrawIsVoid { slot.nextDrawIsVoid = false } else { slot.pendingDraws -= 1 }
+        }
+      } else if share.samples && slot.nextDrawIsVoid {
+        slot.nextDrawIsVoid = false
+        result.tokenCounts.append(0)
       } else if share.samples {
         let token = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)
         slot.drawn = token
@@ -227,7 +239,19 @@ public struct FakeExecutor: ModelExecutor {
             (result.tokens.count, model.logprobs(state, chosen: token, options: slot.assignment.logprobs)))
         }
         result.tokens.append(token)
-        result.tokenCounts.append(1)
+        let count = slot.assignment.logprobs == nil ? forcedCount?(slot.tokens) ?? 0 : 0
+        for _ in 0..<count {
+          state = model.advance(state, slot.tokens[slot.tokens.count - 1], at: slot.tokens.count - 1)
+          let forced = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)
+          slot.tokens.append(forced)
+          result.tokens.append(forced)
+        }
+        forcedTokens += count
+        if count > 0 && slot.pendingDraws > 0 {
+          slot.pendingDraws = 0
+          slot.nextDrawIsVoid = true
+        }
+        result.tokenCounts.append(Int32(1 + count))
       } else {
         result.tokenCounts.append(0)
       }

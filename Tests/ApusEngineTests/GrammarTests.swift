@@ -108,6 +108,60 @@ private let haveModel: Bool = {
     }
   }
 
+  @Test("Forced text takes fewer steps, is the same alone and among others, and is tokenized as a model would")
+  func jumpForward() async throws {
+    let pattern =
+      "(The little girl was named [A-Z][a-z]{2,5} and she liked to play with her (mom|dad)\\. ){2}The end\\."
+    var steps: [Bool: Int] = [:]
+    var alone: [UInt64: [TokenID]] = [:]
+    for (jumps, overlap) in [(true, true), (true, false), (false, true)] {
+      var configuration = EngineConfiguration(modelPath: model)
+      configuration.enablesJumpForward = jumps
+      configuration.enablesOverlap = overlap
+      configuration.tokenBudget = overlap ? 512 : 16
+      try await withEngine(configuration) { engine in
+        for seed in UInt64(1)...4 {
+          let result = try await engine.generate(request(.regex(pattern), seed: seed, tokens: 200)).result()
+          #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
+          #expect(try engine.decode(result.tokens, skipSpecialTokens: true) == result.text)
+          if !jumps { continue }
+          if let known = alone[seed] { #expect(result.tokens == known, "seed \(seed), overlap \(overlap)") }
+          alone[seed] = result.tokens
+          // Where no draw stands between them, tokens are the tokenizer's own.
+          let plain = try engine.encode(result.text, addSpecialTokens: false)
+          #expect(Set(plain).intersection(result.tokens).count * 10 >= Set(plain).count * 7, "\(result.tokens)")
+        }
+        let statistics = engine.statistics()
+        #expect((statistics.forcedTokens > 100) == jumps, "\(statistics.forcedTokens) tokens were forced")
+        if overlap { steps[jumps] = statistics.steps }
+        guard jumps else { return }
+        let known = alone
+        try await withThrowingTaskGroup(of: Void.self) { group in
+          for index in 0..<16 {
+            let seed = UInt64(index % 4 + 1)
+            let isPlain = index % 2 == 0
+            // Log-probabilities are of draws: with them, nothing is skipped and the text keeps to the grammar all the same.
+            var request = request(isPlain ? nil : .regex(pattern), seed: seed, tokens: 200) {
+              if index == 5 { $0.repetitionPenalty = 1.1 }
+            }
+            if index == 3 { request.logprobs = LogprobOptions(topCount: 1) }
+            let (asked, changed) = (request, index == 3 || index == 5)
+            group.addTask {
+              let result = try await engine.generate(asked).result()
+              if isPlain { return }
+              #expect(matches(result.text, pattern), "\(result.text)")
+              if !changed { #expect(result.tokens == known[seed], "seed \(seed) among others") }
+              if asked.logprobs != nil { #expect(result.logprobs.count == result.tokens.count) }
+            }
+          }
+          try await group.waitForAll()
+        }
+      }
+    }
+    let (with, without) = (try #require(steps[true]), try #require(steps[false]))
+    #expect(with * 2 < without, "\(with) steps with jumps, \(without) without")
+  }
+
   @Test("A grammar that is wrong ends its request alone, with the reason")
   func errors() async throws {
     try await withEngine(EngineConfiguration(modelPath: model)) { engine in

@@ -14,6 +14,8 @@ struct Scenario {
   /// After how many tokens of a request its reader has enough.
   var enough: [UInt64: Int] = [:]
   var fails = false
+  /// Some tokens are forced, as by grammars.
+  var forces = false
 
   init(seed: UInt64) {
     var random = SeededGenerator(seed: seed)
@@ -51,6 +53,7 @@ struct Scenario {
     let longest = isCrowded ? 250 : random.chance(0.5) ? 150 : 40
     let drains = random.chance(0.1)
     fails = random.chance(0.1)
+    forces = seed % 3 == 0
 
     // A small forest of common beginnings, some of which continue others.
     var stems: [[TokenID]] = [[]]
@@ -233,6 +236,11 @@ func simulate(_ scenario: Scenario, overlapped: Bool, checksInvariants: Bool = t
     maxRunningRequests: scenario.configuration.maxRunningRequests)
   if scenario.fails {
     executor.failure = { $0.count % 29 == 0 && $0.count % 2 == 1 ? "logits are not numbers" : nil }
+  }
+  if scenario.forces {
+    executor.forcedCount = { tokens in
+      (tokens.count &* 7 &+ Int(tokens[tokens.count - 1])) % 5 == 0 ? 1 + tokens.count % 9 : 0
+    }
   }
   var loop = EngineLoop(
     source: source, sink: sink, runner: executor, scheduler: try Scheduler(scenario.configuration))

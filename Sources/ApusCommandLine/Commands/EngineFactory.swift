@@ -50,6 +50,7 @@ extension EngineOptions {
     configuration.scheduleConservativeness = scheduleConservativeness
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
+    configuration.enablesJumpForward = !disableJumpForward
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration

@@ -100,6 +100,11 @@ struct EngineOptions: ParsableArguments {
   @Flag(help: "Schedules between steps instead of during them: slower, the plain form for comparisons.")
   var disableOverlapSchedule = false
 
+  @Flag(
+    help: "Draws every token of constrained output, those too that the grammar leaves no choice about: for comparisons."
+  )
+  var disableJumpForward = false
+
   @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
   var threads: Int?
 

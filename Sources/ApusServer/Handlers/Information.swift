@@ -188,6 +188,7 @@ extension ServerState {
     writer.member("prompt_tokens", s.promptTokens)
     writer.member("cached_tokens", s.cachedTokens)
     writer.member("generated_tokens", s.generatedTokens)
+    writer.member("jump_forward_tokens", s.forcedTokens)
     writer.member("evicted_tokens", s.evictedTokens)
     writer.member("resident_bytes", s.residentBytes)
     writer.member("scheduler_seconds", s.schedulerSeconds)

@@ -139,6 +139,8 @@ final class ServerMetrics: Sendable {
     gauge("is_draining", "Whether new requests are refused because the server is stopping.", s.isDraining ? 1 : 0)
     counter("prompt_tokens_total", "Prompt tokens since the start.", Double(s.promptTokens))
     counter("generation_tokens_total", "Output tokens since the start.", Double(s.generatedTokens))
+    counter(
+      "jump_forward_tokens_total", "Output tokens that a grammar forced, taken without a draw.", Double(s.forcedTokens))
     counter("cached_tokens_total", "Prompt tokens found in the prefix cache since the start.", Double(s.cachedTokens))
     counter("num_finished_requests_total", "Requests that ended by themselves.", Double(s.finishedRequests))
     counter("num_aborted_requests_total", "Requests that were aborted.", Double(s.abortedRequests))
