@@ -29,6 +29,8 @@ extension ServerState {
     [
       Route([.post], "/v1/chat/completions", isWork: true, chatCompletions),
       Route([.post], "/v1/completions", isWork: true, completions),
+      Route([.post], "/v1/messages", isWork: true, messages),
+      Route([.post], "/v1/messages/count_tokens", countMessageTokens),
       Route([.get], "/v1/models", models),
       Route([.get], "/v1/models/**", model),
       Route([.post, .put], "/generate", isWork: true, generate),
