@@ -21,6 +21,8 @@ struct Field<Target>: Sendable {
   var summary: String
   /// What must be there, in words, where a body without the member is refused.
   var requirement: String?
+  /// Whether the names mean the same, rather than sharing what there is to say of them.
+  var namesAreAliases = true
   /// Reads the value.
   var read: Reading
 
@@ -114,9 +116,11 @@ struct Field<Target>: Sendable {
     }
   }
 
-  /// A member that has no effect here.
+  /// Members that have no effect here.
   static func ignored(_ names: String..., schema: JSONValue, _ summary: String) -> Field {
-    Field(names, schema, summary) { (_, _, reader, _) throws(JSONError) in try reader.skipValue() }
+    var field = Field(names, schema, summary) { (_, _, reader, _) throws(JSONError) in try reader.skipValue() }
+    field.namesAreAliases = false
+    return field
   }
 
   /// A member that this server cannot honour: anything but `null` is refused with the sentence.
@@ -164,6 +168,7 @@ struct FieldTable<Target>: Sendable {
           try field.read(&whole[keyPath: path], &fields, &reader, name)
         }
         lifted.names = field.names
+        lifted.namesAreAliases = field.namesAreAliases
         return lifted
       })
   }
@@ -202,7 +207,8 @@ struct FieldTable<Target>: Sendable {
     for field in fields {
       for (index, name) in field.names.enumerated() where properties[name] == nil {
         guard case .object(var schema) = field.schema else { continue }
-        schema["description"] = .string(index == 0 ? field.summary : "The same as `\(field.names[0])`.")
+        schema["description"] = .string(
+          index == 0 || !field.namesAreAliases ? field.summary : "The same as `\(field.names[0])`.")
         properties[name] = .object(schema)
       }
       if field.requirement != nil { required.append(.string(field.names[0])) }
