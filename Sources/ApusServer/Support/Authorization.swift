@@ -42,12 +42,16 @@ struct AuthorizationMiddleware: RouterMiddleware {
       }
       accepted = [key]
     }
-    guard let given = bearerToken(request) else {
-      throw EngineError(.unauthorized, "Send the key as \"Authorization: Bearer <key>\".")
+    // Anthropic's clients send the key as x-api-key, and a token beside it if they are given both.
+    let given = [bearerToken(request), request.headers[.apiKey]].compactMap { $0 }
+    if given.isEmpty {
+      throw EngineError(.unauthorized, "Send the key as \"Authorization: Bearer <key>\" or as \"x-api-key: <key>\".")
     }
     // Every key is compared, so that the time taken does not tell which of them was nearly right.
     var isAccepted = false
-    for key in accepted where constantTimeEqual(given, key) { isAccepted = true }
+    for given in given {
+      for key in accepted where constantTimeEqual(given, key) { isAccepted = true }
+    }
     if !isAccepted { throw EngineError(.unauthorized, "The key is wrong.") }
   }
 
@@ -72,6 +76,7 @@ struct AuthorizationMiddleware: RouterMiddleware {
 
 extension HTTPField.Name {
   fileprivate static let forwarded = Self("forwarded")!
+  fileprivate static let apiKey = Self("x-api-key")!
 }
 
 extension SocketAddress {

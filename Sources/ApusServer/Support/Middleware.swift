@@ -6,6 +6,7 @@ import NIOCore
 
 extension HTTPField.Name {
   fileprivate static let requestID = Self("x-request-id")!
+  fileprivate static let anthropicRequestID = Self("request-id")!
 }
 
 /// The outermost layer: names requests, counts and logs them.
@@ -23,6 +24,8 @@ struct RequestMiddleware: RouterMiddleware {
     state.metrics.httpStarted(endpoint: endpoint, method: method)
     var response = try await next(request, context)
     response.headers[.requestID] = context.requestID
+    // Anthropic's clients look for the name under their own header.
+    if ErrorStyle(path: request.uri.path) == .anthropic { response.headers[.anthropicRequestID] = context.requestID }
     let status = response.status.code
     let (state, requestID, path) = (state, context.requestID, request.uri.path)
     let end: @Sendable () -> Void = {
@@ -77,21 +80,24 @@ struct ErrorMiddleware: RouterMiddleware {
   }
 
   private func response(to error: any Error, _ request: Request, _ context: ServerContext) -> Response {
+    let style = ErrorStyle(path: request.uri.path)
+    func answer(_ error: EngineError) -> Response { style.restyled(error.response, message: error.message) }
+    func answer(_ error: RouteError) -> Response { style.restyled(error.response, message: error.message) }
     switch error {
     case let error as EngineError:
       if error.status.code >= 500, error.code != .shuttingDown {
         logger.error("\(error.message)", metadata: ["request": "\(context.requestID)"])
       }
-      return error.response
-    case let error as RouteError: return error.response
-    case let error as HTTPError where error.status == .notFound: return unknownRoute(request).response
+      return answer(error)
+    case let error as RouteError: return answer(error)
+    case let error as HTTPError where error.status == .notFound: return answer(unknownRoute(request))
     case let error as HTTPError:
-      return RouteError(status: error.status, message: error.body ?? error.status.reasonPhrase).response
-    case is CancellationError: return EngineError(.aborted, "The request was cancelled.").response
+      return answer(RouteError(status: error.status, message: error.body ?? error.status.reasonPhrase))
+    case is CancellationError: return answer(EngineError(.aborted, "The request was cancelled."))
     default:
       // What the message says of the server's inside is for its log, not for its clients.
       logger.error("Unexpected error: \(error)", metadata: ["request": "\(context.requestID)"])
-      return EngineError(.internalFailure, "The server failed to answer the request.").response
+      return answer(EngineError(.internalFailure, "The server failed to answer the request."))
     }
   }
 

@@ -63,6 +63,9 @@ struct GrammarFields {
     }
   }
 
+  /// Sets the constraint that a field of another API asks for.
+  mutating func set(_ made: GrammarSpecification) { specification = made }
+
   private mutating func set(_ made: GrammarSpecification, _ key: String, _ fields: inout FieldReader) {
     if specification != nil {
       return fields.note(key, "only one constraint may be given, and \(name) is there already")
