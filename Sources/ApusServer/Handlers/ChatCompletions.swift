@@ -57,8 +57,8 @@ extension ServerState {
     }
   }
 
-  /// The prompt's tokens, and how its answers are read.
-  private func prompt(
+  /// The prompt's tokens, and how its answers are read: what all chat APIs share.
+  func prompt(
     of body: ChatCompletionRequest, _ parameters: inout SamplingParameters
   ) throws(EngineError) -> ([TokenID], AnswerReader) {
     let reading = body.reading
