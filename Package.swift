@@ -23,6 +23,7 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-nio", from: "2.80.0"),
     .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.30.0"),
     .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.20.0", traits: []),
+    .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
     .package(url: "https://github.com/swift-server/async-http-client", from: "1.26.0"),
     .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.6.0"),
   ],
@@ -72,6 +73,12 @@ let package = Package(
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ], swiftSettings: settings),
 
+    // What the server's stateful endpoints keep; the only importer of GRDB.
+    .target(
+      name: "ApusStore",
+      dependencies: ["ApusCore", "ApusServer", .product(name: "GRDB", package: "GRDB.swift")],
+      swiftSettings: settings),
+
     // Model hubs and their cache: knows neither engine nor server.
     .target(
       name: "ApusHub",
@@ -89,7 +96,7 @@ let package = Package(
       name: "ApusCommandLine",
       dependencies: [
         "ApusCore", "ApusTokenization", "ApusGrammar", "ApusEngine", "ApusExecution", "ApusScheduling", "ApusServer",
-        "ApusTensors", "ApusModels", "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "CLinux",
+        "ApusTensors", "ApusModels", "ApusHub", "ApusConversion", "ApusTesting", "ApusChat", "ApusStore", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "Logging", package: "swift-log"),
@@ -132,7 +139,7 @@ let package = Package(
     .testTarget(
       name: "ApusServerTests",
       dependencies: [
-        "ApusCore", "ApusServer", "ApusEngine", "ApusTesting",
+        "ApusCore", "ApusServer", "ApusEngine", "ApusStore", "ApusTesting",
         .product(name: "HummingbirdTesting", package: "hummingbird"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "NIOHTTP1", package: "swift-nio"),

@@ -13,8 +13,9 @@ if [ -n "$version" ] && [ "$(printf '%s\n6.2\n' "$version" | sort -V | head -1)"
 fi
 
 # libc6-dev, libstdc++-12-dev: C and C++ headers for the packages' C targets. zlib1g-dev: HTTP compression in NIO.
+# libsqlite3-dev: GRDB, which keeps responses, files and batches.
 # openssl (the program): tests make a certificate of their own with it.
-needed=(libc6-dev libstdc++-12-dev zlib1g-dev openssl ca-certificates)
+needed=(libc6-dev libstdc++-12-dev zlib1g-dev libsqlite3-dev openssl ca-certificates)
 missing=()
 if command -v dpkg-query >/dev/null; then
   for package in "${needed[@]}"; do

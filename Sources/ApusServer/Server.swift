@@ -38,18 +38,21 @@ public final class Server: Sendable {
   ///   - configuration: how to listen.
   ///   - logger: takes the access log (level info) and failures.
   ///   - metrics: the registry behind `/metrics`.
+  ///   - store: keeps responses, files and batches; without one their endpoints refuse.
   ///   - onRunning: called with the bound port once connections are accepted.
   /// - Throws: `invalidRequest` for an impossible configuration.
   public init(
     service: any GenerationService, configuration: ServerConfiguration = .init(),
     logger: Logger = Logger(label: "apus.server"), metrics: PrometheusRegistry = PrometheusRegistry(),
+    store: (any ResponseStore)? = nil,
     onRunning: @escaping @Sendable (_ port: Int) async -> Void = { _ in }
   ) throws(EngineError) {
     try configuration.validate()
     self.metrics = metrics
     self.logger = logger
     self.onRunning = onRunning
-    state = ServerState(service: service, configuration: configuration, logger: logger, registry: metrics)
+    state = ServerState(
+      service: service, configuration: configuration, logger: logger, registry: metrics, store: store)
   }
 
   /// The port the server listens on; `nil` before it listens.
@@ -63,6 +66,7 @@ public final class Server: Sendable {
   /// - Throws: `invalidRequest` if a certificate cannot be read, the address cannot be bound, or the server ran before.
   public func run() async throws {
     let application = try makeApplication()
+    try await resume()
     let group = ServiceGroup(
       configuration: ServiceGroupConfiguration(
         services: [.init(service: application)], gracefulShutdownSignals: [], cancellationSignals: [],
@@ -102,10 +106,19 @@ public final class Server: Sendable {
       tasks.addTask {
         if (try? await Task.sleep(for: .seconds(limit))) != nil { service.abortAll() }
       }
+      await state.stateful?.batches.stop()
       await service.drain()
+      await state.stateful?.background.wait()
       tasks.cancelAll()
     }
     if case .running(let group) = phase.withLock({ $0 }) { await group.triggerGracefulShutdown() }
+  }
+
+  /// Goes on with what an earlier process left: batches are continued, responses in the background have failed.
+  package func resume() async throws(EngineError) {
+    guard let stateful = state.stateful else { return }
+    try await state.failLostResponses()
+    stateful.batches.wake(state)
   }
 
   /// Answers signals: the first drains, the second ends the process at once, for people who do not want to wait.
@@ -178,12 +191,17 @@ public final class Server: Sendable {
 
 /// Serves a model until SIGTERM, SIGINT or the task's cancellation; see `Server`.
 ///
-/// - Parameter onRunning: called with the bound port once connections are accepted.
+/// - Parameters:
+///   - store: keeps responses, files and batches; without one their endpoints refuse.
+///   - onRunning: called with the bound port once connections are accepted.
 public func serve(
   service: any GenerationService, configuration: ServerConfiguration, logger: Logger,
+  store: (any ResponseStore)? = nil,
   onRunning: @escaping @Sendable (_ port: Int) async -> Void = { _ in }
 ) async throws {
-  try await Server(service: service, configuration: configuration, logger: logger, onRunning: onRunning).run()
+  try await Server(
+    service: service, configuration: configuration, logger: logger, store: store, onRunning: onRunning
+  ).run()
 }
 
 /// Raises the limit on open descriptors as far as it may be raised, and returns it.

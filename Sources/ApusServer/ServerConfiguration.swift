@@ -38,6 +38,8 @@ public struct ServerConfiguration: Sendable {
   public var toolCallParser = "auto"
   /// How the model marks its chain of thought: the name of a `ReasoningFormat`, `auto` or `none`.
   public var reasoningParser = "auto"
+  /// How many lines of batches are in work at once. The engine's other places stay free for callers who wait.
+  public var batchConcurrency = 8
   /// Whether each request is logged when its response has ended.
   public var accessLog = true
   /// Whether `run()` traps SIGTERM and SIGINT: the first drains the server, the second ends the process at once.
@@ -78,6 +80,7 @@ public struct ServerConfiguration: Sendable {
     }
     if maxBodyBytes < 1 { throw refuse("maxBodyBytes", "must be at least 1, got \(maxBodyBytes)") }
     if maxConnections < 1 { throw refuse("maxConnections", "must be at least 1, got \(maxConnections)") }
+    if batchConcurrency < 1 { throw refuse("batchConcurrency", "must be at least 1, got \(batchConcurrency)") }
     if maxGenerationsPerRequest < 1 {
       throw refuse("maxGenerationsPerRequest", "must be at least 1, got \(maxGenerationsPerRequest)")
     }

@@ -1,6 +1,7 @@
 import ApusChat
 import ApusCore
 import ApusServer
+import ApusStore
 import ArgumentParser
 import Logging
 
@@ -29,10 +30,13 @@ struct Serve: AsyncParsableCommand {
   @OptionGroup(title: "Server") var server: ServerOptions
 
   func run() async throws {
+    // First, since a store that cannot be opened should not cost the time of loading a model.
+    let store = try Store(path: server.storePath)
+    defer { store.close() }
     let running = try await startEngine(engine)
     for line in running.report { Terminal.error.line(line) }
     do {
-      try await runServer(running.service, options: server)
+      try await runServer(running.service, options: server, store: store)
     } catch {
       await running.shutdown()
       throw error
@@ -98,6 +102,18 @@ struct ServerOptions: ParsableArguments {
     help: ArgumentHelp("A stopping server lets running requests finish for this long.", valueName: "seconds"))
   var drainTimeout = 300.0
 
+  @Option(
+    help: ArgumentHelp(
+      "The database for responses, files and batches, made if it is not there. Without it they are kept in memory and end "
+        + "with the server.", valueName: "path"), completion: .file())
+  var storePath: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "How many lines of batches are in work at once; the engine's other places stay free for callers who wait.",
+      valueName: "count"))
+  var batchConcurrency = 8
+
   @Option(help: ArgumentHelp("The largest request body in MiB.", valueName: "MiB"))
   var maxBodySize = 32
 
@@ -119,6 +135,10 @@ struct ServerOptions: ParsableArguments {
         "--reasoning-parser has no format '\(reasoningParser)'; there are auto, none, "
           + ReasoningFormat.all.map(\.name).joined(separator: ", ") + ".")
     }
+    if storePath?.isEmpty == true { throw ValidationError("--store-path is empty; leave it out instead.") }
+    if batchConcurrency < 1 {
+      throw ValidationError("--batch-concurrency must be at least 1, got \(batchConcurrency).")
+    }
     if maxBodySize < 1 { throw ValidationError("--max-body-size must be at least 1, got \(maxBodySize).") }
     if apiKey?.isEmpty == true { throw ValidationError("--api-key is empty; leave it out to serve without a key.") }
     if adminApiKey?.isEmpty == true { throw ValidationError("--admin-api-key is empty; leave it out instead.") }
@@ -126,7 +146,9 @@ struct ServerOptions: ParsableArguments {
 }
 
 /// The one place where commands construct the server.
-private func runServer(_ service: any GenerationService, options: ServerOptions) async throws {
+private func runServer(
+  _ service: any GenerationService, options: ServerOptions, store: any ResponseStore
+) async throws {
   var configuration = ServerConfiguration()
   configuration.host = options.host
   configuration.port = options.port
@@ -137,6 +159,7 @@ private func runServer(_ service: any GenerationService, options: ServerOptions)
   configuration.allowedOrigins = options.corsAllowOrigin
   configuration.maxBodyBytes = options.maxBodySize << 20
   configuration.drainTimeout = options.drainTimeout
+  configuration.batchConcurrency = options.batchConcurrency
   configuration.incrementalStreaming = options.incrementalStreamingOutput
   configuration.toolCallParser = options.toolCallParser
   configuration.reasoningParser = options.reasoningParser
@@ -148,7 +171,7 @@ private func runServer(_ service: any GenerationService, options: ServerOptions)
   // A URL names a host that a client can reach: the wildcard addresses are this machine.
   let host = ["0.0.0.0", "::", "[::]"].contains(options.host) ? "127.0.0.1" : options.host
   let shown = host.contains(":") && !host.hasPrefix("[") ? "[\(host)]" : host
-  try await ApusServer.serve(service: service, configuration: configuration, logger: logger) { port in
+  try await ApusServer.serve(service: service, configuration: configuration, logger: logger, store: store) { port in
     Terminal.error.line("Serving \(service.model.name) at \(scheme)://\(shown):\(port)/v1")
   }
 }

@@ -70,7 +70,7 @@ struct AuthorizationMiddleware: RouterMiddleware {
     guard request.headers[.origin] == nil, request.headers[.forwarded] == nil,
       request.headers[HTTPField.Name("x-forwarded-for")!] == nil
     else { return false }
-    return context.channel.remoteAddress?.isLoopback ?? false
+    return context.channel?.remoteAddress?.isLoopback ?? false
   }
 }
 

@@ -146,7 +146,7 @@ struct CrossOriginMiddleware: RouterMiddleware {
     var response: Response
     if isPreflight, isAllowed {
       response = Response(status: .noContent)
-      response.headers[.accessControlAllowMethods] = "GET, HEAD, POST, PUT, OPTIONS"
+      response.headers[.accessControlAllowMethods] = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
       // Clients send headers of their own (OpenAI's a dozen beginning with x-stainless-), so what was asked is allowed.
       response.headers[.accessControlAllowHeaders] =
         request.headers[.accessControlRequestHeaders] ?? "authorization, content-type"

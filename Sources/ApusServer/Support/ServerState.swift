@@ -8,14 +8,25 @@ import Synchronization
 /// What handlers know of the request's surroundings.
 struct ServerContext: RequestContext {
   var coreContext: CoreRequestContextStorage
-  /// The connection's channel.
-  let channel: any Channel
+  /// The connection's channel; `nil` for requests that the server makes to itself.
+  let channel: (any Channel)?
   /// The request's name in logs and in the `x-request-id` header.
   var requestID = ""
 
   init(source: ApplicationRequestContextSource) {
     coreContext = .init(source: source)
     channel = source.channel
+  }
+
+  /// The surroundings of a request that the server makes to itself.
+  init(internal id: String, logger: Logger) {
+    coreContext = .init(source: InternalSource(logger: logger))
+    channel = nil
+    requestID = id
+  }
+
+  private struct InternalSource: RequestContextSource {
+    let logger: Logger
   }
 }
 
@@ -32,11 +43,15 @@ final class ServerState: Sendable {
   let formats: ChatFormats
   /// Constant for everything that can change what a seed gives.
   let systemFingerprint: String
+  /// What keeps responses, files and batches; `nil` if nothing does.
+  let stateful: StatefulServices?
   private let draining = Atomic<Bool>(false)
 
   init(
-    service: any GenerationService, configuration: ServerConfiguration, logger: Logger, registry: PrometheusRegistry
+    service: any GenerationService, configuration: ServerConfiguration, logger: Logger, registry: PrometheusRegistry,
+    store: (any ResponseStore)?
   ) {
+    stateful = store.map { StatefulServices($0, batchConcurrency: configuration.batchConcurrency) }
     self.service = service
     self.logger = logger
     self.configuration = configuration
@@ -60,7 +75,11 @@ final class ServerState: Sendable {
   func beginDraining() -> Bool { !draining.exchange(true, ordering: .acquiringAndReleasing) }
 
   /// Submits the generations of one HTTP request.
-  func submit(_ requests: [ApusCore.Request], _ context: ServerContext) throws(EngineError) -> GenerationGroup {
+  ///
+  /// - Parameter followsConnection: whether they end when the client goes.
+  func submit(
+    _ requests: [ApusCore.Request], _ context: ServerContext, followsConnection: Bool = true
+  ) throws(EngineError) -> GenerationGroup {
     if requests.count > configuration.maxGenerationsPerRequest {
       throw EngineError(
         .invalidRequest,
@@ -71,7 +90,7 @@ final class ServerState: Sendable {
     }
     return try GenerationGroup(
       requests, service: service, active: active, metrics: metrics,
-      connection: monitors.monitor(of: context.channel))
+      connection: followsConnection ? context.channel.flatMap { monitors.monitor(of: $0) } : nil)
   }
 
   /// Reads a request's whole body.
