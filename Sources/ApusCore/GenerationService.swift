@@ -44,6 +44,9 @@ public protocol GenerationService: Sendable {
 
   /// Stops admitting requests and returns when those in flight have ended.
   func drain() async
+
+  /// What turns texts into vectors, if the model does that; `nil` by default.
+  var embeddings: (any EmbeddingService)? { get }
 }
 
 /// A conversation to be rendered by a chat template. Values are as in the request's JSON, since templates read them so.

@@ -168,7 +168,7 @@ public final class Engine: GenerationService {
     return options
   }
 
-  private static func loadTokenizer(_ configuration: EngineConfiguration) throws(EngineError) -> Tokenizer {
+  static func loadTokenizer(_ configuration: EngineConfiguration) throws(EngineError) -> Tokenizer {
     let path = configuration.tokenizerPath ?? configuration.modelPath
     var information = stat()
     guard stat(path, &information) == 0 else {
@@ -176,8 +176,11 @@ public final class Engine: GenerationService {
     }
     if information.st_mode & S_IFMT != S_IFDIR { return try Tokenizer.load(file: path) }
     if configuration.loadFormat == .dummy, configuration.tokenizerPath == nil, !hasTokenizer(path) {
-      let model = try ModelConfiguration(directory: configuration.modelPath)
-      return try PlaceholderTokenizer.make(vocabularySize: model.vocabularySize)
+      let size =
+        EmbeddingEngine.isRequired(modelPath: configuration.modelPath)
+        ? try EncoderConfiguration(directory: configuration.modelPath).vocabularySize
+        : try ModelConfiguration(directory: configuration.modelPath).vocabularySize
+      return try PlaceholderTokenizer.make(vocabularySize: size)
     }
     return try Tokenizer.load(directory: path)
   }
@@ -446,7 +449,7 @@ public final class Engine: GenerationService {
 
   // MARK: Words
 
-  private static func lastPathComponent(_ path: String) -> String {
+  static func lastPathComponent(_ path: String) -> String {
     let parts = path.split(separator: "/").filter { $0 != "." }
     return parts.last.map(String.init) ?? path
   }
@@ -466,11 +469,11 @@ public final class Engine: GenerationService {
     ]
   }
 
-  private static func mebibytes(_ bytes: Int) -> String {
+  static func mebibytes(_ bytes: Int) -> String {
     bytes < 10 << 20 ? "\(Double((bytes * 10) >> 20) / 10) MiB" : "\(bytes >> 20) MiB"
   }
 
-  private static func grouped(_ number: Int) -> String {
+  static func grouped(_ number: Int) -> String {
     var digits = String(number)
     var groups: [String] = []
     while digits.count > 3 {

@@ -20,7 +20,7 @@ public final class StepRunner: @unchecked Sendable {
   public let maxRunningRequests: Int
 
   private let backend: any Backend
-  private let state: ForwardState
+  let state: ForwardState
   private var slots: [SamplerSlot?]
 
   // The pass, flat.
@@ -32,10 +32,10 @@ public final class StepRunner: @unchecked Sendable {
   private let pageOffset: UnsafeMutablePointer<Int32>
 
   // The rows whose logits are computed, in blocks of at most `logits.rows`.
-  private let logitScratch: LogitScratch
+  let logitScratch: LogitScratch
   private let logits: Tensor
   private let rawRow: Tensor
-  private let rowNumbers: UnsafeMutablePointer<Int32>
+  let rowNumbers: UnsafeMutablePointer<Int32>
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
   private let drawn: UnsafeMutablePointer<TokenID>
   private var plan: [LogitRow] = []
@@ -131,7 +131,7 @@ public final class StepRunner: @unchecked Sendable {
 
   // MARK: Forward pass
 
-  private func forward(_ batch: ScheduleBatch) {
+  func forward(_ batch: ScheduleBatch) {
     require(batch.requests.count <= maxRunningRequests, "A step has more requests than there are slots.")
     var rows = 0
     var reach = 0

@@ -135,6 +135,17 @@ public final class LanguageModel: Sendable {
   public func logits(
     _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: LogitScratch, out: Tensor
   ) {
+    let normed = lastHidden(state, rows: rows, count: count, scratch: scratch)
+    backend.linear(normed, output, bias: nil, out: out)
+  }
+
+  /// The last layer's output of some rows of a finished pass, after the final norm: what logits and embeddings are made
+  /// of.
+  ///
+  /// - Returns: float32 [count, hidden], in the scratch memory.
+  public func lastHidden(
+    _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: LogitScratch
+  ) -> Tensor {
     let residual = scratch.residual.prefix(rows: count)
     let delta = scratch.delta.prefix(rows: count)
     let normed = scratch.normed.prefix(rows: count)
@@ -142,7 +153,7 @@ public final class LanguageModel: Sendable {
     backend.gather(state.delta, rows: rows, count: count, out: delta)
     backend.addRMSNorm(
       residual: residual, delta: delta, weight: finalNorm, epsilon: configuration.normEpsilon, out: normed)
-    backend.linear(normed, output, bias: nil, out: out)
+    return normed
   }
 }
 

@@ -64,7 +64,7 @@ public final class CPUBackend: Backend {
   /// Bytes of scratch memory that operators have made the backend keep.
   public var scratchByteCount: Int { locked { Int(apus_context_scratch_bytes($0)) } }
 
-  private func locked<Result>(_ body: (OpaquePointer) -> Result) -> Result {
+  func locked<Result>(_ body: (OpaquePointer) -> Result) -> Result {
     lock.withLock { _ in body(context) }
   }
 

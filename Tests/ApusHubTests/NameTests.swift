@@ -112,6 +112,11 @@ import Testing
       try choose(["model.safetensors", "model.fp16.safetensors", "config.json"]) == [
         "config.json", "model.safetensors",
       ])
+    // How an embedding model pools is a configuration too.
+    #expect(
+      try choose(["1_Pooling/config.json", "a/1_Pooling/config.json", "model.safetensors", "modules.json"]) == [
+        "1_Pooling/config.json", "modules.json", "model.safetensors",
+      ])
     #expect(
       try choose(many) {
         $0.exclude = ["*.safetensors*", "[!c]*"]; $0.include = ["*"]

@@ -14,15 +14,23 @@ struct RunningEngine: Sendable {
 }
 
 /// The one place where commands construct the engine. Shows a progress bar while weights are loaded.
-func startEngine(_ options: EngineOptions, isQuiet: Bool = false) async throws -> RunningEngine {
+/// - Parameter isEmbedding: whether the model serves vectors instead of text. Encoders can do nothing else.
+func startEngine(
+  _ options: EngineOptions, isEmbedding: Bool = false, isQuiet: Bool = false
+) async throws -> RunningEngine {
   let configuration = try await options.configuration(isQuiet: isQuiet)
   let bar = ProgressBar("Loading", total: 0, isQuiet: isQuiet)
   defer { bar.finish() }
-  let engine = try await Engine.start(configuration) { progress in
+  let show: @Sendable (LoadProgress) -> Void = { progress in
     bar.update(
       done: Double(progress.completedBytes), total: Double(progress.totalBytes),
       note: "\(byteSize(progress.completedBytes)) of \(byteSize(progress.totalBytes))")
   }
+  if isEmbedding || EmbeddingEngine.isRequired(modelPath: configuration.modelPath) {
+    let engine = try await EmbeddingEngine.start(configuration, progress: show)
+    return RunningEngine(service: engine, report: engine.report) { await engine.shutdown() }
+  }
+  let engine = try await Engine.start(configuration, progress: show)
   return RunningEngine(service: engine, report: engine.report) { await engine.shutdown() }
 }
 

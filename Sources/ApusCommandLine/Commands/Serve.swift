@@ -22,6 +22,7 @@ struct Serve: AsyncParsableCommand {
         apus serve models/Qwen2.5-0.5B-Instruct --port 8000
         apus serve Qwen/Qwen2.5-0.5B-Instruct
         apus serve models/Llama-3.2-1B --quantization int8 --host 0.0.0.0 --api-key secret
+        apus serve models/Qwen3-Embedding-0.6B --is-embedding
         apus serve models/Qwen2.5-0.5B-Instruct --ssl-certfile cert.pem --ssl-keyfile key.pem
         curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{"messages": [{"role": "user", "content": "Hello"}]}'
       """)
@@ -29,11 +30,14 @@ struct Serve: AsyncParsableCommand {
   @OptionGroup(title: "Model and engine") var engine: EngineOptions
   @OptionGroup(title: "Server") var server: ServerOptions
 
+  @Flag(help: "Serves the model's embeddings (/v1/embeddings, /v1/score, /v1/rerank), no text. Encoders need no flag.")
+  var isEmbedding = false
+
   func run() async throws {
     // First, since a store that cannot be opened should not cost the time of loading a model.
     let store = try Store(path: server.storePath)
     defer { store.close() }
-    let running = try await startEngine(engine)
+    let running = try await startEngine(engine, isEmbedding: isEmbedding)
     for line in running.report { Terminal.error.line(line) }
     do {
       try await runServer(running.service, options: server, store: store)

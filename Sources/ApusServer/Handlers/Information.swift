@@ -59,6 +59,7 @@ extension ServerState {
   /// healthy if its engine makes steps.
   func healthGenerate(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
     if isDraining { return shuttingDown }
+    if let embeddings = service.embeddings { return try await healthEmbed(embeddings, context) }
     var parameters = SamplingParameters.greedy
     parameters.maxNewTokens = 1
     parameters.ignoreEOS = true

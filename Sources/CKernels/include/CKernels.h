@@ -355,6 +355,36 @@ void apus_silu_mul(
 void apus_add(
     apus_context *context, float *x, int64_t x_stride, const float *y, int64_t y_stride, int64_t rows, int64_t columns);
 
+// MARK: Bidirectional encoders
+
+/// Functions that are applied to each number between the two layers of a feed-forward block.
+typedef enum {
+  /// x times the normal distribution's cumulative probability, through erf.
+  APUS_GELU = 0,
+  /// Its approximation through tanh.
+  APUS_GELU_TANH = 1,
+  APUS_RELU = 2,
+  /// x / (1 + exp(-x)).
+  APUS_SILU = 3,
+} apus_activation;
+
+/// out[r] = (z - mean(z)) / sqrt(variance(z) + epsilon) * weight + bias, z = x[r] + y[r], or x[r] where y is NULL. The
+/// variance is the mean of squares. `weight` and `bias` are [columns]. `out` may be `x` or `y`.
+void apus_layer_norm(
+    apus_context *context, const float *x, int64_t x_stride, const float *y, int64_t y_stride, int64_t rows,
+    int64_t columns, const float *weight, const float *bias, float epsilon, float *out, int64_t out_stride);
+
+/// Applies a function to each number, in place.
+void apus_activate(
+    apus_context *context, float *x, int64_t stride, int64_t rows, int64_t columns, apus_activation activation);
+
+/// Attention of every row to all rows of its sequence: out = softmax(q k^T * scale) v for each head. Rows of q, k and v
+/// hold heads of `head_dimension` numbers side by side and lie `stride` numbers apart. Sequence i has the rows
+/// row_start[i]..<row_start[i + 1].
+void apus_attend_all(
+    apus_context *context, const float *q, const float *k, const float *v, int64_t stride, const int32_t *row_start,
+    int sequences, int heads, int head_dimension, float scale, float *out, int64_t out_stride);
+
 /// out[i] = x[rows[i]].
 void apus_gather(
     apus_context *context, const float *x, int64_t x_stride, const int32_t *rows, int64_t count, int64_t columns,

@@ -1,0 +1,58 @@
+public import ApusCore
+import ApusModels
+import ApusScheduling
+import ApusTensors
+
+extension StepRunner {
+  /// The vector of one sequence: the last layer's output, pooled, computed in chunks of at most `maxTokensPerStep` tokens.
+  /// Uses the first pages of the pool and no slot, so it must not be mixed with steps in flight.
+  ///
+  /// - Parameters:
+  ///   - pooling: how the tokens' vectors become one. A sum runs in double precision, token after token.
+  ///   - chunk: tokens computed at once; `nil` for `maxTokensPerStep`. Changes no bit of the result.
+  /// - Precondition: the tokens are in the vocabulary and fit the context and the pool.
+  /// - Returns: `hiddenSize` numbers.
+  public func embedding(
+    _ tokens: [TokenID], pooling: EmbeddingInformation.Pooling, chunk: Int? = nil
+  ) -> [Float] {
+    let pageCount = (tokens.count + kvPageSize - 1) / kvPageSize
+    precondition(!tokens.isEmpty && tokens.count <= model.contextLength && pageCount <= pool.pageCount)
+    let columns = model.configuration.hiddenSize
+    let step = min(chunk ?? maxTokensPerStep, maxTokensPerStep)
+    let block = StepRunner.logitRows(maxRunningRequests: maxRunningRequests)
+    var sums = [Double](repeating: 0, count: pooling == .mean ? columns : 0)
+    var vector: [Float] = []
+    for start in stride(from: 0, to: tokens.count, by: step) {
+      let count = min(step, tokens.count - start)
+      var batch = ScheduleBatch()
+      batch.tokens = Array(tokens[start..<start + count])
+      batch.pages = (0..<pageCount).map(Int32.init)
+      batch.requests = [
+        ScheduledRequest(
+          slot: 0, start: Int32(start), count: Int32(count), tokenOffset: 0, pageOffset: 0,
+          pageCount: Int32(pageCount), lastTokenIsInFlight: false, samples: false)
+      ]
+      forward(batch)
+      let wanted: Range<Int> =
+        switch pooling {
+        case .cls: start == 0 ? 0..<1 : 0..<0
+        case .last: start + count == tokens.count ? count - 1..<count : 0..<0
+        case .mean: 0..<count
+        }
+      for begin in stride(from: wanted.lowerBound, to: wanted.upperBound, by: block) {
+        let rows = min(block, wanted.upperBound - begin)
+        for row in 0..<rows { rowNumbers[row] = Int32(begin + row) }
+        let hidden = model.lastHidden(state, rows: rowNumbers, count: rows, scratch: logitScratch)
+        for row in 0..<rows {
+          let numbers = UnsafeBufferPointer(start: hidden.float32 + row * hidden.stride, count: columns)
+          if pooling == .mean {
+            for column in 0..<columns { sums[column] += Double(numbers[column]) }
+          } else {
+            vector = Array(numbers)
+          }
+        }
+      }
+    }
+    return pooling == .mean ? sums.map { Float($0 / Double(tokens.count)) } : vector
+  }
+}
