@@ -161,16 +161,15 @@ public enum ModelLoader {
       contextLength: options.contextLength, progress: progress)
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
     let bytesPerPage = KVPool.bytesPerPage(
-      layerCount: configuration.layerCount, kvHeads: model.kvHeads, headDimension: configuration.headDimension,
-      dtype: kvDType)
+      layerCount: configuration.layerCount, layout: model.kvLayout, dtype: kvDType)
     let activations = StepRunner.activationBytes(
       configuration, shape: model.activationShape, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests)
     let pageCount = try pageCount(
       options: options, bytesPerPage: bytesPerPage, contextLength: model.contextLength, activationBytes: activations)
     let pool = try KVPool(
-      layerCount: configuration.layerCount, pageCount: pageCount, kvHeads: model.kvHeads,
-      headDimension: configuration.headDimension, dtype: kvDType, backend: backend)
+      layerCount: configuration.layerCount, pageCount: pageCount, layout: model.kvLayout, dtype: kvDType,
+      backend: backend)
     let steps = try StepRunner(
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests)

@@ -23,8 +23,8 @@ public final class LanguageModel: Sendable {
   public let executor: OperationExecutor
   /// Widths of this rank's activations.
   public let activationShape: ActivationShape
-  /// K/V heads of this rank.
-  public let kvHeads: Int
+  /// What this rank's layers remember of a token.
+  public let kvLayout: KVLayout
 
   private let backend: any Backend
   private let rotary: RotaryTable
@@ -63,7 +63,7 @@ public final class LanguageModel: Sendable {
     let width = (options.dtype ?? configuration.dtype ?? .float32).byteCount
     let loader = WeightLoader(
       store: store, backend: backend, options: options, layout: layout,
-      sample: "model.layers.0.self_attn.q_proj.weight", expectedBytes: configuration.parameterCount * width,
+      sample: "model.layers.0.self_attn.o_proj.weight", expectedBytes: configuration.parameterCount * width,
       progress: progress)
 
     let rotary = try RotaryTable(
@@ -116,11 +116,16 @@ public final class LanguageModel: Sendable {
     self.backend = backend
     self.rotary = rotary
     self.executor = OperationExecutor(operations)
-    self.kvHeads = configuration.kvHeads / headRanks
+    let (queryHeads, kvHeads) = (configuration.queryHeads / headRanks, configuration.kvHeads / headRanks)
+    let latent = configuration.latentAttention
+    // Latents are whole on every rank.
+    self.kvLayout =
+      latent == nil ? .heads(kvHeads, dimension: configuration.headDimension) : configuration.kvLayout
     self.activationShape = ActivationShape(
-      hidden: configuration.hiddenSize, queryWidth: configuration.queryHeads / headRanks * configuration.headDimension,
-      keyWidth: configuration.kvHeads / headRanks * configuration.headDimension,
-      intermediate: configuration.intermediateSize / layout.denseTensorParallel)
+      hidden: configuration.hiddenSize, queryWidth: latent == nil ? queryHeads * configuration.headDimension : 0,
+      keyWidth: latent == nil ? kvHeads * configuration.headDimension : 0,
+      intermediate: configuration.intermediateSize / layout.denseTensorParallel,
+      latent: latent.map { LatentShape(heads: queryHeads, sizes: $0) })
   }
 
   /// Makes the table of rotations ready for positions 0..<count. Called before a pass that reaches so far.

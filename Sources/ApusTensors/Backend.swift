@@ -60,7 +60,12 @@ public protocol LinearWeight: AnyObject, Sendable {
 public protocol KVLayer: AnyObject, Sendable {
   var pageCount: Int { get }
   var kvHeads: Int { get }
+  /// Numbers of a head's key.
   var headDimension: Int { get }
+  /// Numbers of a head's value: those of its key, or fewer in latent pages.
+  var valueDimension: Int { get }
+  /// Whether the pages hold latents: one key for all query heads, whose first `valueDimension` numbers are its value.
+  var isLatent: Bool { get }
   var dtype: DType { get }
   var byteCount: Int { get }
 }
@@ -165,6 +170,13 @@ public protocol Backend: AnyObject, Sendable {
   /// One layer's K/V pages: float32, float16, bfloat16, or int8 or float8 with a scale for each token and head.
   func makeKVLayer(pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) throws(EngineError) -> any KVLayer
 
+  /// One layer's latent pages, as multi-head latent attention has them: for each token `keyDimension` numbers, the first
+  /// `valueDimension` of which are the value too. float32, float16 or bfloat16.
+  /// - Throws: `unsupported` for another type, `outOfMemory`.
+  func makeLatentLayer(
+    pageCount: Int, keyDimension: Int, valueDimension: Int, dtype: DType
+  ) throws(EngineError) -> any KVLayer
+
   /// out[i] = table[tokens[i]]; `table` is row-major of any float type, `out` float32.
   func embed(table: Tensor, tokens: UnsafePointer<TokenID>, count: Int, out: Tensor)
 
@@ -188,11 +200,20 @@ public protocol Backend: AnyObject, Sendable {
   func rope(
     _ x: Tensor, heads: Int, headDimension: Int, positions: UnsafePointer<Int32>, table: Tensor)
 
+  /// Rotates `table.columns` numbers of each head, which begin at number `offset` of it, in the interleaved form, in place:
+  /// neighbours are a pair. `table` is that of `rope`.
+  func ropeInterleaved(
+    _ x: Tensor, heads: Int, headDimension: Int, offset: Int, positions: UnsafePointer<Int32>, table: Tensor)
+
   /// Writes the rows of `k` and `v` ([rows, kvHeads * headDimension]) to the slots given: slot = page * kvPageSize +
   /// position within the page.
   func writeKV(_ k: Tensor, _ v: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer)
 
-  /// Causal attention of q ([rows, queryHeads * headDimension]) over pages that already hold this step's K and V.
+  /// Writes the rows of `latents` ([rows, keyDimension]) to latent pages; slots as for `writeKV`.
+  func writeLatents(_ latents: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer)
+
+  /// Causal attention of q ([rows, queryHeads * headDimension]) over pages that already hold this step's K and V. `out` is
+  /// [rows, queryHeads * valueDimension]. Over latent pages `shape.kvHeads` is 1.
   func attention(_ q: Tensor, layer: any KVLayer, batch: AttentionBatch, shape: AttentionShape, out: Tensor)
 
   /// out = silu(gateUp[:, ..<n]) * gateUp[:, n...], n = out.columns.

@@ -217,7 +217,31 @@ public final class CPUBackend: Backend {
         .outOfMemory, "There is no memory for \(pageCount) K/V pages; lower the share of memory for the cache.")
     }
     return CPUKVLayer(
-      pages: pages, pageCount: pageCount, kvHeads: kvHeads, headDimension: headDimension, dtype: dtype)
+      pages: pages, pageCount: pageCount, kvHeads: kvHeads, headDimension: headDimension,
+      valueDimension: headDimension, isLatent: false, dtype: dtype)
+  }
+
+  public func makeLatentLayer(
+    pageCount: Int, keyDimension: Int, valueDimension: Int, dtype: DType
+  ) throws(EngineError) -> any KVLayer {
+    guard pageCount >= 0, pageCount <= Int(Int32.max) / Self.kvPageSize, (1...65536).contains(keyDimension),
+      (1...keyDimension).contains(valueDimension)
+    else {
+      throw EngineError(
+        .internalFailure,
+        "Latent pages of \(pageCount) x \(keyDimension) numbers with values of \(valueDimension) are not possible.")
+    }
+    guard [.float32, .float16, .bfloat16].contains(dtype) else { throw latentTypeError(dtype) }
+    guard
+      let pages = apus_kv_create_latent(
+        Int64(pageCount), Int32(keyDimension), Int32(valueDimension), try dtype.kvKernel())
+    else {
+      throw EngineError(
+        .outOfMemory, "There is no memory for \(pageCount) latent pages; lower the share of memory for the cache.")
+    }
+    return CPUKVLayer(
+      pages: pages, pageCount: pageCount, kvHeads: 1, headDimension: keyDimension, valueDimension: valueDimension,
+      isLatent: true, dtype: dtype)
   }
 
   /// Tokens in a K/V page; equal to `ApusScheduling.kvPageSize`.
@@ -298,6 +322,18 @@ public final class CPUBackend: Backend {
     }
   }
 
+  public func ropeInterleaved(
+    _ x: Tensor, heads: Int, headDimension: Int, offset: Int, positions: UnsafePointer<Int32>, table: Tensor
+  ) {
+    precondition(x.columns >= heads * headDimension && table.columns % 2 == 0)
+    precondition(offset >= 0 && offset + table.columns <= headDimension)
+    locked {
+      apus_rope_interleaved(
+        $0, x.float32, Int64(x.stride), Int64(x.rows), Int32(heads), Int32(headDimension), Int32(offset), positions,
+        table.float32, Int64(table.stride), Int32(table.columns / 2))
+    }
+  }
+
   public func siluMul(_ gateUp: Tensor, out: Tensor) {
     precondition(gateUp.rows == out.rows && gateUp.columns >= 2 * out.columns)
     locked {
@@ -319,10 +355,20 @@ public final class CPUBackend: Backend {
 
   public func writeKV(_ k: Tensor, _ v: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer) {
     let layer = own(layer)
-    precondition(k.rows == v.rows && k.columns == layer.kvHeads * layer.headDimension && v.columns == k.columns)
+    precondition(
+      !layer.isLatent && k.rows == v.rows && k.columns == layer.kvHeads * layer.headDimension && v.columns == k.columns)
     locked {
       apus_kv_write(
         $0, layer.pages, k.float32, Int64(k.stride), v.float32, Int64(v.stride), Int64(k.rows), slots)
+    }
+  }
+
+  public func writeLatents(_ latents: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer) {
+    let layer = own(layer)
+    precondition(layer.isLatent && latents.columns == layer.headDimension)
+    locked {
+      apus_kv_write(
+        $0, layer.pages, latents.float32, Int64(latents.stride), nil, 0, Int64(latents.rows), slots)
     }
   }
 
@@ -332,7 +378,8 @@ public final class CPUBackend: Backend {
     let layer = own(layer)
     precondition(shape.kvHeads == layer.kvHeads && shape.headDimension == layer.headDimension)
     precondition(shape.queryHeads > 0 && shape.queryHeads % shape.kvHeads == 0)
-    precondition(q.columns == shape.queryHeads * shape.headDimension && out.columns == q.columns)
+    precondition(q.columns == shape.queryHeads * shape.headDimension)
+    precondition(out.columns == shape.queryHeads * layer.valueDimension)
     precondition(shape.sinks.map { $0.columns >= shape.queryHeads } ?? true)
     var arguments = apus_attention_arguments(
       sequences: Int32(batch.sequenceCount), row_start: batch.rowStart, start: batch.start,
@@ -508,6 +555,14 @@ final class CPULinearWeight: LinearWeight, @unchecked Sendable {
   deinit { apus_linear_free(packed) }
 }
 
+/// The error of latent pages of a type that they cannot have.
+func latentTypeError(_ dtype: DType) -> EngineError {
+  EngineError(
+    .unsupported,
+    "The latents of multi-head latent attention are kept as float32, float16 or bfloat16, not \(dtype.name).",
+    parameter: "kv_cache_dtype")
+}
+
 /// K/V pages of the CPU backend.
 final class CPUKVLayer: KVLayer, @unchecked Sendable {
   // Unchecked: written only by backend calls, which wait for each other.
@@ -515,13 +570,20 @@ final class CPUKVLayer: KVLayer, @unchecked Sendable {
   let pageCount: Int
   let kvHeads: Int
   let headDimension: Int
+  let valueDimension: Int
+  let isLatent: Bool
   let dtype: DType
 
-  init(pages: OpaquePointer, pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) {
+  init(
+    pages: OpaquePointer, pageCount: Int, kvHeads: Int, headDimension: Int, valueDimension: Int, isLatent: Bool,
+    dtype: DType
+  ) {
     self.pages = pages
     self.pageCount = pageCount
     self.kvHeads = kvHeads
     self.headDimension = headDimension
+    self.valueDimension = valueDimension
+    self.isLatent = isLatent
     self.dtype = dtype
   }
 

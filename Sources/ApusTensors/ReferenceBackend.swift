@@ -124,26 +124,56 @@ public final class ReferenceBackend: Backend {
     let pageCount: Int
     let kvHeads: Int
     let headDimension: Int
+    let valueDimension: Int
+    let isLatent: Bool
     let dtype: DType
-    /// [slot, head, dimension], values rounded to `dtype`.
+    /// [slot, head, dimension], values rounded to `dtype`. Latent pages have no values of their own.
     var keys: [Float]
     var values: [Float]
-    var byteCount: Int { 2 * pageCount * 16 * kvHeads * headDimension * dtype.byteCount }
+    var byteCount: Int { (keys.count + values.count) * dtype.byteCount }
 
-    init(pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType) {
+    init(
+      pageCount: Int, kvHeads: Int, headDimension: Int, valueDimension: Int, isLatent: Bool, dtype: DType
+    ) {
+      self.valueDimension = valueDimension
+      self.isLatent = isLatent
       self.pageCount = pageCount
       self.kvHeads = kvHeads
       self.headDimension = headDimension
       self.dtype = dtype
       keys = Array(repeating: 0, count: pageCount * 16 * kvHeads * headDimension)
-      values = keys
+      values = isLatent ? [] : keys
     }
+
+    /// Number `i` of the value whose key begins at `base`.
+    func value(_ base: Int, _ i: Int) -> Float { isLatent ? keys[base + i] : values[base + i] }
   }
 
   public func makeKVLayer(
     pageCount: Int, kvHeads: Int, headDimension: Int, dtype: DType
   ) throws(EngineError) -> any KVLayer {
-    Layer(pageCount: pageCount, kvHeads: kvHeads, headDimension: headDimension, dtype: dtype)
+    Layer(
+      pageCount: pageCount, kvHeads: kvHeads, headDimension: headDimension, valueDimension: headDimension,
+      isLatent: false, dtype: dtype)
+  }
+
+  public func makeLatentLayer(
+    pageCount: Int, keyDimension: Int, valueDimension: Int, dtype: DType
+  ) throws(EngineError) -> any KVLayer {
+    guard [.float32, .float16, .bfloat16].contains(dtype) else { throw latentTypeError(dtype) }
+    return Layer(
+      pageCount: pageCount, kvHeads: 1, headDimension: keyDimension, valueDimension: valueDimension, isLatent: true,
+      dtype: dtype)
+  }
+
+  public func writeLatents(_ latents: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer) {
+    let layer = layer as! Layer
+    for row in 0..<latents.rows {
+      for column in 0..<latents.columns {
+        layer.keys[Int(slots[row]) * layer.headDimension + column] = round(
+          latents.float32[row * latents.stride + column], to: layer.dtype)
+      }
+    }
   }
 
   public func writeKV(_ k: Tensor, _ v: Tensor, slots: UnsafePointer<Int32>, layer: any KVLayer) {
@@ -169,6 +199,7 @@ public final class ReferenceBackend: Backend {
     for index in 0..<count {
       for offset in 0..<width {
         layer.keys[Int(to[index]) * width + offset] = layer.keys[Int(from[index]) * width + offset]
+        if layer.isLatent { continue }
         layer.values[Int(to[index]) * width + offset] = layer.values[Int(from[index]) * width + offset]
       }
     }
@@ -203,10 +234,10 @@ public final class ReferenceBackend: Backend {
           let largest = scores.reduce(sink ?? -.infinity, max)
           let weights = scores.map { exp($0 - largest) }
           let total = weights.reduce(0, +) + (sink.map { exp($0 - largest) } ?? 0)
-          for i in 0..<dimension {
+          for i in 0..<layer.valueDimension {
             var sum = 0.0
-            for other in first...position { sum += weights[other - first] * Double(layer.values[offset(other) + i]) }
-            out.float32[row * out.stride + head * dimension + i] = Float(sum / total)
+            for other in first...position { sum += weights[other - first] * Double(layer.value(offset(other), i)) }
+            out.float32[row * out.stride + head * layer.valueDimension + i] = Float(sum / total)
           }
         }
       }
@@ -292,6 +323,24 @@ public final class ReferenceBackend: Backend {
           let (cosine, sine) = (Double(rotation[pair]), Double(rotation[half + pair]))
           numbers[pair] = Float(a * cosine - b * sine)
           numbers[pair + half] = Float(b * cosine + a * sine)
+        }
+      }
+    }
+  }
+
+  public func ropeInterleaved(
+    _ x: Tensor, heads: Int, headDimension: Int, offset: Int, positions: UnsafePointer<Int32>, table: Tensor
+  ) {
+    let half = table.columns / 2
+    for row in 0..<x.rows {
+      let rotation = table.float32 + Int(positions[row]) * table.stride
+      for head in 0..<heads {
+        let numbers = x.float32 + row * x.stride + head * headDimension + offset
+        for pair in 0..<half {
+          let (a, b) = (Double(numbers[2 * pair]), Double(numbers[2 * pair + 1]))
+          let (cosine, sine) = (Double(rotation[pair]), Double(rotation[half + pair]))
+          numbers[2 * pair] = Float(a * cosine - b * sine)
+          numbers[2 * pair + 1] = Float(b * cosine + a * sine)
         }
       }
     }

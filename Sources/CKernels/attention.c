@@ -10,6 +10,10 @@
 // Rows that share K/V (the query heads of a K/V head, for several tokens) form a tile, which passes over the pages
 // once. Sequences of few rows whose page tables begin alike share whole pieces too: their rows form a tile for each such
 // piece, and what they have for themselves goes on as before ("cascade" attention; Juravsky et al.: Hydragen, 2024).
+//
+// Latent pages have one block for all query heads. The query heads are cut into groups that take the place of K/V heads, so
+// that a token's heads can go to several threads and a tile stays small. A piece's values are put together from its keys
+// in the tile's memory.
 
 #ifndef APUS_LEVEL
 
@@ -50,8 +54,9 @@ typedef struct {
   float *out;
   int64_t out_stride;
   const apus_attention_arguments *batch;
-  // Query heads of a K/V head.
+  // Query heads of a K/V head, and heads as items count them: K/V heads, or groups of query heads over latent pages.
   int group;
+  int heads;
   const attention_item *items;
   const join_item *joins;
   // [rows][2 + value_columns]: maximum, sum, weighted sum of values; rows begin at cache lines.
@@ -80,7 +85,8 @@ typedef struct {
   int32_t *place;
   float *state_max;
   float *state_sum;
-  // K/V of 8 bits: the keys of four pages and the values of a piece as bfloat16, and the piece's scales of both.
+  // K/V of 8 bits: the keys of four pages and the values of a piece as bfloat16, and the piece's scales of both. Latent
+  // pages: the values of a piece.
   uint32_t *keys;
   uint32_t *values;
   float *key_scales;
@@ -115,9 +121,11 @@ static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *bas
   APUS_TAKE(place, rows);
   APUS_TAKE(state_max, rows);
   APUS_TAKE(state_sum, rows);
+  if (kv->narrow || kv->latent) {
+    APUS_TAKE(values, pages_in_split * kv->value_units * kv->value_columns);
+  }
   if (kv->narrow) {
     APUS_TAKE(keys, 4 * kv->key_units * APUS_KV_PAGE_SIZE);
-    APUS_TAKE(values, pages_in_split * kv->value_units * kv->value_columns);
     APUS_TAKE(key_scales, APUS_KV_SPLIT);
     APUS_TAKE(value_scales, APUS_KV_SPLIT);
   }
@@ -222,10 +230,21 @@ static int32_t find_sharing(
   return sharers;
 }
 
+// Query heads of a tile over latent pages: as many as divide their number and fit, or all of them where that number has
+// no divisors to speak of. Rows do not depend on it.
+static int latent_group(int query_heads) {
+  int most = (int)apus_min(query_heads, tile_rows);
+  for (int group = most; group >= apus_min(8, query_heads); group--) {
+    if (query_heads % group == 0) return group;
+  }
+  return query_heads;
+}
+
 void apus_attention(
     apus_context *context, const apus_kv *kv, const float *q, int64_t q_stride, float *out, int64_t out_stride,
     const apus_attention_arguments *arguments) {
-  int group = arguments->query_heads / kv->kv_heads;
+  int group = kv->latent ? latent_group(arguments->query_heads) : arguments->query_heads / kv->kv_heads;
+  int heads = arguments->query_heads / group;
   int32_t tile_tokens = (int32_t)apus_max(1, tile_rows / group);
   // How many tiles there are, and how many pieces if all were apart.
   int64_t tiles = 0, pieces = 0, partial_rows = 0;
@@ -236,9 +255,9 @@ void apus_attention(
       int32_t position = arguments->start[s] + token;
       int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
       int32_t splits = (position + count - 1) / APUS_KV_SPLIT - first + 1;
-      tiles += kv->kv_heads;
-      pieces += (int64_t)splits * kv->kv_heads;
-      partial_rows += (int64_t)splits * kv->kv_heads * count * group;
+      tiles += heads;
+      pieces += (int64_t)splits * heads;
+      partial_rows += (int64_t)splits * heads * count * group;
     }
   }
   if (tiles == 0) return;
@@ -265,9 +284,9 @@ void apus_attention(
       int32_t tokens = arguments->row_start[own + 1] - arguments->row_start[own];
       int32_t splits = (arguments->start[own] + tokens - 1) / APUS_KV_SPLIT + 1;
       list[own].last = (int32_t)row;
-      row += (int64_t)kv->kv_heads * splits * tokens * group;
+      row += (int64_t)heads * splits * tokens * group;
     }
-    for (int32_t head = 0; head < kv->kv_heads; head++) {
+    for (int32_t head = 0; head < heads; head++) {
       for (int32_t split = 0; split < list[s].shared; split++) {
         attention_item *item = NULL;
         int64_t rows = 0;
@@ -294,7 +313,7 @@ void apus_attention(
     if (cascades && list[s].shared > 0) {
       // What the sequence has for itself.
       int32_t splits = (arguments->start[s] + tokens - 1) / APUS_KV_SPLIT + 1;
-      for (int32_t head = 0; head < kv->kv_heads; head++) {
+      for (int32_t head = 0; head < heads; head++) {
         int64_t place = list[s].last + (int64_t)head * splits * tokens * group;
         attention_item item = {s, head, 0, tokens, 0, splits - 1, place, 0, NULL};
         joins[join_count++] = (join_item){item, splits};
@@ -312,7 +331,7 @@ void apus_attention(
       int32_t position = arguments->start[s] + token;
       int32_t first = lowest_position(arguments, position) / APUS_KV_SPLIT;
       int32_t last = (position + here - 1) / APUS_KV_SPLIT;
-      for (int32_t head = 0; head < kv->kv_heads; head++) {
+      for (int32_t head = 0; head < heads; head++) {
         attention_item item = {s, head, token, here, first, last, -1, 0, NULL};
         if (!apart || first == last) {
           items[item_count++] = item;
@@ -333,7 +352,7 @@ void apus_attention(
       .context = context,
       .attend = attend_of_dtype[kv->compute][context->isa],
       .join = join[context->isa],
-      .call = {kv, q, q_stride, out, out_stride, arguments, group, items, joins, NULL, partial_stride},
+      .call = {kv, q, q_stride, out, out_stride, arguments, group, heads, items, joins, NULL, partial_stride},
       .rows = apus_max(tile_rows, group)};
   if (row > 0) region.call.partials = apus_scratch_reserve(&context->shared[1], (size_t)(row * partial_stride) * 4);
   // A region has at most 2^20 - 1 chunks.
@@ -379,7 +398,7 @@ APUS_INLINE void FN(fold)(
 // depends on how many zero terms a tile added.
 APUS_INLINE void FN(finish)(
     const attention_call *c, const attention_item *item, int64_t r, const float *state, float most, float sum) {
-  int64_t d = c->kv->head_dimension;
+  int64_t d = c->kv->value_dimension;
   int64_t row = c->batch->row_start[item->sequence] + item->token + r / c->group;
   int64_t head = (int64_t)item->head * c->group + r % c->group;
   float *out = c->out + row * c->out_stride + head * d;
@@ -512,10 +531,48 @@ APUS_INLINE void FN(take_q)(const attention_call *c, const float *q, uint32_t *t
   }
 }
 
+// The values of a latent page: the beginning of each token's key, in the order of values. Columns beyond the value are
+// whatever the key holds there, or zero, and are not stored.
+APUS_INLINE void FN(turn)(const apus_kv *kv, const uint32_t *keys, uint32_t *values) {
+  int64_t columns = kv->value_columns;
+  if (kv->dtype == APUS_FLOAT32) {
+    for (int64_t i = 0; i < columns; i += 16) {
+      int64_t count = apus_min(16, kv->key_units - i);
+      for (int64_t t = 0; t < APUS_KV_PAGE_SIZE; t++) {
+        uint32_t lanes[16] = {0};
+        for (int64_t j = 0; j < count; j++) lanes[j] = keys[(i + j) * 16 + t];
+        memcpy(values + t * columns + i, lanes, 64);
+      }
+    }
+    return;
+  }
+  int64_t units = apus_min(columns / 2, kv->key_units);
+  if (2 * units < columns) memset(values, 0, (size_t)(kv->value_units * columns) * 4);
+  if (kv->dtype == APUS_BFLOAT16) {
+    // Pairs of numbers of two tokens become pairs of tokens of two numbers.
+    for (int64_t t = 0; t < APUS_KV_PAGE_SIZE / 2; t++) {
+      uint32_t *to = values + t * columns;
+      for (int64_t u = 0; u < units; u++) {
+        uint32_t a = keys[u * 16 + 2 * t], b = keys[u * 16 + 2 * t + 1];
+        to[2 * u] = (a & 0xffffu) | b << 16;
+        to[2 * u + 1] = a >> 16 | (b & 0xffff0000u);
+      }
+    }
+    return;
+  }
+  const uint16_t *from = (const uint16_t *)(const void *)keys;
+  uint16_t *to = (uint16_t *)(void *)values;
+  for (int64_t i = 0; i < 2 * units; i++) {
+    for (int64_t t = 0; t < APUS_KV_PAGE_SIZE; t++) {
+      to[apus_value_index(kv->dtype, columns, i, t)] = from[apus_key_index(kv->dtype, i, t)];
+    }
+  }
+}
+
 // The values of a piece's page, as the inner loop takes them.
 APUS_INLINE const uint32_t *FN(page_values)(
     const attention_call *c, const tile_memory *m, const int32_t *pages, int64_t p, int head) {
-  if (c->kv->narrow) return m->values + p * c->kv->value_units * c->kv->value_columns;
+  if (c->kv->narrow || c->kv->latent) return m->values + p * c->kv->value_units * c->kv->value_columns;
   return apus_kv_values(c->kv, pages[p], head);
 }
 
@@ -659,7 +716,12 @@ APUS_INLINE const uint32_t *FN(page_values)(
             kv->dtype, apus_kv_values(kv, table[first_page + p], item->head),                                       \
             m->values + p * kv->value_units * kv->value_columns, kv->value_units * kv->value_columns * 2);          \
       }                                                                                                             \
-      for (int64_t p = first_page; fetches && !kv->narrow && p < apus_min(last_page, first_page + 2); p++) {        \
+      for (int64_t p = 0; kv->latent && p < pages; p++) {                                                           \
+        FN(turn)(                                                                                                   \
+            kv, apus_kv_keys(kv, table[first_page + p], 0), m->values + p * kv->value_units * kv->value_columns);   \
+      }                                                                                                             \
+      for (int64_t p = first_page;                                                                                  \
+           fetches && !kv->narrow && !kv->latent && p < apus_min(last_page, first_page + 2); p++) {                 \
         FN(fetch)(apus_kv_values(kv, table[p], item->head), kv->value_units * kv->value_columns);                   \
       }                                                                                                             \
       for (int64_t r = 0; r < rows; r++) FN(weigh)(c, m, r, first_page, last_page);                                 \

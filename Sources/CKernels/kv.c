@@ -23,7 +23,9 @@ typedef void write_function(const write_arguments *, int64_t, int64_t);
 
 static write_function *const write_rows[] = APUS_LEVELS(write_rows);
 
-apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dtype dtype) {
+// Pages of K/V heads, or latent ones where values are shorter than keys and have no place of their own.
+static apus_kv *create(
+    int64_t pages, int kv_heads, int head_dimension, int value_dimension, int latent, apus_dtype dtype) {
   if (pages < 0 || kv_heads <= 0 || head_dimension <= 0) return NULL;
   apus_kv *kv = calloc(1, sizeof *kv);
   if (!kv) return NULL;
@@ -31,14 +33,17 @@ apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dt
   kv->pages = pages;
   kv->kv_heads = kv_heads;
   kv->head_dimension = head_dimension;
+  kv->value_dimension = value_dimension;
+  kv->latent = latent;
   kv->dtype = dtype;
   kv->narrow = dtype == APUS_INT8 || dtype == APUS_FLOAT8;
   kv->compute = kv->narrow ? APUS_BFLOAT16 : dtype;
   kv->key_units = apus_ceil_div(head_dimension, numbers);
   kv->value_units = APUS_KV_PAGE_SIZE / numbers;
-  kv->value_columns = apus_round_up(head_dimension, 16);
-  kv->head_words = kv->key_units * APUS_KV_PAGE_SIZE + kv->value_units * kv->value_columns;
+  kv->value_columns = apus_round_up(value_dimension, 16);
+  kv->head_words = kv->key_units * APUS_KV_PAGE_SIZE + (latent ? 0 : kv->value_units * kv->value_columns);
   if (kv->narrow) kv->head_words = kv->head_words / 2 + 2 * APUS_KV_PAGE_SIZE;
+  kv->head_stride = latent ? 0 : kv->head_words;
   kv->page_words = kv->head_words * kv_heads;
   if (pages > INT64_MAX / 8 / kv->page_words) {
     free(kv);
@@ -51,6 +56,15 @@ apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dt
     return NULL;
   }
   return kv;
+}
+
+apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dtype dtype) {
+  return create(pages, kv_heads, head_dimension, head_dimension, 0, dtype);
+}
+
+apus_kv *apus_kv_create_latent(int64_t pages, int key_dimension, int value_dimension, apus_dtype dtype) {
+  if (value_dimension <= 0 || value_dimension > key_dimension || apus_dtype_bytes(dtype) == 1) return NULL;
+  return create(pages, 1, key_dimension, value_dimension, 1, dtype);
 }
 
 void apus_kv_free(apus_kv *kv) {
@@ -120,6 +134,7 @@ void apus_kv_read(const apus_kv *kv, int32_t slot, float *k, float *v) {
     for (int i = 0; i < kv->head_dimension; i++) {
       int64_t column = (int64_t)head * kv->head_dimension + i;
       k[column] = number(keys, kv->dtype, apus_key_index(kv->dtype, i, token));
+      if (kv->latent) continue;
       v[column] = number(values, kv->dtype, apus_value_index(kv->dtype, kv->value_columns, i, token));
       if (kv->narrow) {
         const float *scales = apus_kv_scales(kv, page, head);
@@ -235,7 +250,7 @@ static void FN(write_rows)(const write_arguments *a, int64_t first, int64_t last
     int64_t page = a->slots[r] / APUS_KV_PAGE_SIZE, t = a->slots[r] % APUS_KV_PAGE_SIZE;
     for (int head = 0; head < kv->kv_heads; head++) {
       const float *k = a->k + r * a->k_stride + head * d;
-      const float *v = a->v + r * a->v_stride + head * d;
+      const float *v = kv->latent ? NULL : a->v + r * a->v_stride + head * d;
       uint32_t *keys = apus_kv_keys(kv, page, head);
       uint32_t *values = apus_kv_values(kv, page, head);
       if (kv->narrow) {
@@ -246,7 +261,7 @@ static void FN(write_rows)(const write_arguments *a, int64_t first, int64_t last
       }
       if (kv->dtype == APUS_FLOAT32) {
         for (int64_t i = 0; i < d; i++) memcpy(keys + i * 16 + t, k + i, 4);
-        memcpy(values + t * columns, v, (size_t)d * 4);
+        if (!kv->latent) memcpy(values + t * columns, v, (size_t)d * 4);
         continue;
       }
       uint16_t *key_halves = (uint16_t *)(void *)keys;
@@ -261,6 +276,7 @@ static void FN(write_rows)(const write_arguments *a, int64_t first, int64_t last
         } else {
           for (int64_t i = 0; i < count; i++) key_halves[(begin + i) / 2 * 32 + i % 2 * 16 + t] = halves[i];
         }
+        if (kv->latent) continue;
         FN(round_head)(v + begin, count, kv->dtype, halves);
         for (int64_t i = 0; i < count; i++) {
           value_halves[apus_value_index(kv->dtype, columns, begin + i, t)] = halves[i];

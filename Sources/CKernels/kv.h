@@ -4,6 +4,9 @@
 // head's numbers][16 tokens], so that lanes are tokens. Values: [units of tokens][numbers, padded to 16], so that
 // lanes are numbers. With 16-bit types a unit is a pair: two numbers of a key, or two tokens of a value. Numbers of 8
 // bits lie in the order of bfloat16 ones; the scales of the 16 keys and those of the 16 values follow them.
+//
+// Latent pages hold one block of keys that all query heads share and no values: the value of a token is the beginning
+// of its key. Attention puts the values of a piece together from its keys.
 
 #ifndef APUS_KV_H
 #define APUS_KV_H
@@ -18,6 +21,10 @@ struct apus_kv {
   // What attention computes with: bfloat16 for numbers of 8 bits.
   apus_dtype compute;
   int narrow;
+  // Latent pages: `kv_heads` is 1 and every head's block is the same one.
+  int latent;
+  // Numbers of a value; those of a key for K/V heads, fewer in latent pages.
+  int value_dimension;
   // Units of a key, and of a page's tokens.
   int64_t key_units;
   int64_t value_units;
@@ -25,13 +32,15 @@ struct apus_kv {
   int64_t value_columns;
   // Sizes in 32-bit words.
   int64_t head_words;
+  // Words from a head's block to the next head's: none in latent pages.
+  int64_t head_stride;
   int64_t page_words;
   uint32_t *data;
   size_t bytes;
 };
 
 APUS_INLINE uint32_t *apus_kv_keys(const apus_kv *kv, int64_t page, int head) {
-  return kv->data + page * kv->page_words + head * kv->head_words;
+  return kv->data + page * kv->page_words + head * kv->head_stride;
 }
 
 APUS_INLINE uint32_t *apus_kv_values(const apus_kv *kv, int64_t page, int head) {

@@ -1,4 +1,4 @@
-// Rotary position embedding in the half-split form.
+// Rotary position embedding in the half-split and in the interleaved form.
 
 #ifndef APUS_LEVEL
 
@@ -45,6 +45,42 @@ void apus_rope(
       {x, x_stride, rows, heads, head_dimension, positions, table, table_stride, half,
        apus_grain(context, rows, (int64_t)heads * half * 16)}};
   apus_pool_run(context->pool, (int)apus_ceil_div(rows, region.arguments.grain), rope_task, &region);
+}
+
+typedef struct {
+  rope_arguments arguments;
+  int offset;
+} interleaved_region;
+
+// No vectors: few numbers of each head are rotated this way, and what lies interleaved would have to be shuffled.
+static void interleaved_task(void *argument, int chunk, int thread) {
+  (void)thread;
+  const interleaved_region *region = argument;
+  const rope_arguments *a = &region->arguments;
+  int64_t first = chunk * a->grain, last = apus_min(a->rows, first + a->grain);
+  for (int64_t r = first; r < last; r++) {
+    const float *cosines = a->table + a->positions[r] * a->table_stride;
+    const float *sines = cosines + a->half;
+    for (int h = 0; h < a->heads; h++) {
+      float *x = a->x + r * a->x_stride + (int64_t)h * a->head_dimension + region->offset;
+      for (int i = 0; i < a->half; i++) {
+        float p = x[2 * i], q = x[2 * i + 1];
+        x[2 * i] = p * cosines[i] - q * sines[i];
+        x[2 * i + 1] = q * cosines[i] + p * sines[i];
+      }
+    }
+  }
+}
+
+void apus_rope_interleaved(
+    apus_context *context, float *x, int64_t x_stride, int64_t rows, int heads, int head_dimension, int offset,
+    const int32_t *positions, const float *table, int64_t table_stride, int half) {
+  if (rows <= 0) return;
+  interleaved_region region = {
+      {x, x_stride, rows, heads, head_dimension, positions, table, table_stride, half,
+       apus_grain(context, rows, (int64_t)heads * half * 16)},
+      offset};
+  apus_pool_run(context->pool, (int)apus_ceil_div(rows, region.arguments.grain), interleaved_task, &region);
 }
 
 #else

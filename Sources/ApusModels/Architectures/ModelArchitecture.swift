@@ -18,9 +18,11 @@ struct ModelArchitecture: Sendable {
   var queryKeyNorm: Bool
   /// A window for each layer; 0 for none.
   var slidingWindows: @Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int]
+  /// The sizes of multi-head latent attention; `nil` for families with K/V heads.
+  var latentAttention: (@Sendable (ConfigurationFields) throws(EngineError) -> LatentAttentionConfiguration)?
 
   /// All families.
-  static let all = [llama, mistral, qwen2, qwen3]
+  static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2]
 
   /// The family that a configuration names.
   static func select(_ fields: ConfigurationFields) throws(EngineError) -> ModelArchitecture {

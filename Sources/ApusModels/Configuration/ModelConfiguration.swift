@@ -33,6 +33,9 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var queryKeyNorm: Bool
   /// For each layer the number of positions a token attends to, itself among them; 0 for all.
   public var slidingWindows: [Int]
+  /// The sizes of multi-head latent attention; `nil` where layers have K/V heads. `kvHeads` is `queryHeads` with it, and
+  /// `headDimension` that of queries and expanded keys.
+  public var latentAttention: LatentAttentionConfiguration?
   /// How positions rotate q and k.
   public var rotary: RotaryConfiguration
   /// The number format the checkpoint says it has; `nil` if it is silent.
@@ -51,16 +54,37 @@ public struct ModelConfiguration: Sendable, Equatable {
   /// The longest sequence for which the positions have a meaning.
   public var maximumContextLength: Int { rotary.maximumContextLength(maxPositionEmbeddings) }
 
+  /// What a layer remembers of a token, with all heads.
+  public var kvLayout: KVLayout {
+    if let latentAttention {
+      return .latent(
+        keyDimension: latentAttention.cacheDimension, valueDimension: latentAttention.latentRank)
+    }
+    return .heads(kvHeads, dimension: headDimension)
+  }
+
   /// Numbers of K and V that one token leaves in all layers together.
-  public var kvNumbersPerToken: Int { 2 * layerCount * kvHeads * headDimension }
+  public var kvNumbersPerToken: Int { layerCount * kvLayout.numbers }
+
+  /// Weights of a layer's attention without biases and norms of heads.
+  private var attentionParameters: Int {
+    guard let latent = latentAttention else {
+      return hiddenSize * headDimension * (2 * queryHeads + 2 * kvHeads)
+    }
+    let query = queryHeads * latent.headDimension
+    return (latent.queryRank.map { $0 * (hiddenSize + 1 + query) } ?? hiddenSize * query)
+      + hiddenSize * latent.cacheDimension + latent.latentRank
+      + latent.latentRank * queryHeads * (latent.plainDimension + latent.valueDimension)
+      + queryHeads * latent.valueDimension * hiddenSize
+  }
 
   /// Number of parameters, tied embeddings counted once.
   public var parameterCount: Int {
-    let query = queryHeads * headDimension
-    let keyValue = 2 * kvHeads * headDimension
-    var layer =
-      hiddenSize * (query + keyValue) + query * hiddenSize + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
-    if qkvBias { layer += query + keyValue }
+    var layer = attentionParameters + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
+    if qkvBias {
+      layer +=
+        latentAttention.map { ($0.queryRank ?? 0) + $0.cacheDimension } ?? (queryHeads + 2 * kvHeads) * headDimension
+    }
     if attentionOutputBias { layer += hiddenSize }
     if mlpBias { layer += 2 * intermediateSize + hiddenSize }
     if queryKeyNorm { layer += 2 * headDimension }
@@ -116,7 +140,12 @@ extension ModelConfiguration {
       throw fields.invalid(
         "num_attention_heads (\(queryHeads)) must be a multiple of num_key_value_heads (\(kvHeads))")
     }
-    if let dimension = try fields.optionalSize("head_dim", limit: 1 << 14) ?? architecture.headDimension {
+    if let latent = architecture.latentAttention {
+      let sizes = try latent(fields)
+      latentAttention = sizes
+      headDimension = sizes.headDimension
+      kvHeads = queryHeads
+    } else if let dimension = try fields.optionalSize("head_dim", limit: 1 << 14) ?? architecture.headDimension {
       headDimension = dimension
     } else {
       guard hiddenSize % queryHeads == 0 else {
@@ -135,7 +164,8 @@ extension ModelConfiguration {
     queryKeyNorm = architecture.queryKeyNorm
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     rotary = try RotaryConfiguration(
-      fields, headDimension: headDimension, maxPositionEmbeddings: maxPositionEmbeddings)
+      fields, headDimension: latentAttention?.rotaryDimension ?? headDimension,
+      maxPositionEmbeddings: maxPositionEmbeddings)
     dtype = try Self.dtype(fields)
     quantization = try QuantizationConfiguration(fields)
     eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)

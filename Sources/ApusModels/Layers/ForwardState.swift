@@ -54,7 +54,9 @@ public final class ForwardState: @unchecked Sendable {
   public private(set) var query: Tensor
   public private(set) var key: Tensor
   public private(set) var value: Tensor
-  /// [rows, query heads * head dimension]: attention's output.
+  /// Where attention is over latents, what it has instead of `qkv` and its parts.
+  public private(set) var latent: LatentActivations?
+  /// [rows, query heads * head dimension]: attention's output. Over latents heads have the values' dimension.
   public private(set) var attended: Tensor
   /// [rows, 2 * intermediate]: gate and up projections side by side.
   public private(set) var gateUp: Tensor
@@ -62,6 +64,7 @@ public final class ForwardState: @unchecked Sendable {
   public private(set) var activated: Tensor
 
   private let arena: [Tensor]
+  private let latentArena: LatentActivations?
   private let queryWidth: Int
   private let keyWidth: Int
 
@@ -81,10 +84,13 @@ public final class ForwardState: @unchecked Sendable {
     normed = try make(shape.hidden)
     delta = try make(shape.hidden)
     qkv = try make(shape.queryWidth + 2 * shape.keyWidth)
-    attended = try make(shape.queryWidth)
+    attended = try make(shape.attendedWidth)
     gateUp = try make(2 * shape.intermediate)
     activated = try make(shape.intermediate)
     arena = [residual, normed, delta, qkv, attended, gateUp, activated]
+    latentArena = try shape.latent.map { latent throws(EngineError) in
+      try LatentActivations(latent, rows: maxRows, backend: backend)
+    }
     query = qkv
     key = qkv
     value = qkv
@@ -103,6 +109,7 @@ public final class ForwardState: @unchecked Sendable {
     attended = arena[4].prefix(rows: rows)
     gateUp = arena[5].prefix(rows: rows)
     activated = arena[6].prefix(rows: rows)
+    latent = latentArena?.prefix(rows: rows)
     query = qkv.columns(0..<queryWidth)
     key = qkv.columns(queryWidth..<queryWidth + keyWidth)
     value = qkv.columns(queryWidth + keyWidth..<queryWidth + 2 * keyWidth)
@@ -119,7 +126,67 @@ public struct ActivationShape: Sendable, Equatable {
   public var keyWidth: Int
   /// This rank's share of the feed-forward width.
   public var intermediate: Int
+  /// Where attention is over latents; the query and K/V widths are 0 then.
+  public var latent: LatentShape?
+
+  /// Width of attention's output.
+  var attendedWidth: Int { latent.map { $0.heads * $0.sizes.valueDimension } ?? queryWidth }
 
   /// Bytes of the activations of one row.
-  public var bytesPerRow: Int { 4 * (3 * hidden + 2 * queryWidth + 2 * keyWidth + 3 * intermediate) }
+  public var bytesPerRow: Int {
+    4
+      * (3 * hidden + queryWidth + 2 * keyWidth + attendedWidth + 3 * intermediate
+        + (latent?.widths.reduce(0, +) ?? 0))
+  }
+}
+
+/// Widths of a rank's activations in attention over latents.
+public struct LatentShape: Sendable, Equatable {
+  /// This rank's query heads.
+  public var heads: Int
+  public var sizes: LatentAttentionConfiguration
+
+  /// Widths in the order of `LatentActivations`.
+  fileprivate var widths: [Int] {
+    [
+      sizes.queryRank ?? 0, heads * sizes.headDimension, sizes.cacheDimension, heads * sizes.cacheDimension,
+      heads * sizes.latentRank,
+    ]
+  }
+}
+
+/// What attention over latents carries from operation to operation, all float32.
+public struct LatentActivations: Sendable {
+  /// [rows, query rank]: what queries are made of; no columns where they are made of the hidden state.
+  let compressedQuery: Tensor
+  /// [rows, heads * (plain + rotated)].
+  let query: Tensor
+  /// [rows, latent rank + rotated]: what is cached.
+  let latents: Tensor
+  /// [rows, heads * (latent rank + rotated)].
+  let absorbedQuery: Tensor
+  /// [rows, heads * latent rank].
+  let attended: Tensor
+
+  fileprivate init(_ shape: LatentShape, rows: Int, backend: any Backend) throws(EngineError) {
+    let widths = shape.widths
+    func make(_ index: Int) throws(EngineError) -> Tensor {
+      try backend.allocate(rows: rows, columns: widths[index], dtype: .float32)
+    }
+    compressedQuery = try make(0)
+    query = try make(1)
+    latents = try make(2)
+    absorbedQuery = try make(3)
+    attended = try make(4)
+  }
+
+  private init(_ whole: LatentActivations, rows: Int) {
+    compressedQuery = whole.compressedQuery.prefix(rows: rows)
+    query = whole.query.prefix(rows: rows)
+    latents = whole.latents.prefix(rows: rows)
+    absorbedQuery = whole.absorbedQuery.prefix(rows: rows)
+    attended = whole.attended.prefix(rows: rows)
+  }
+
+  fileprivate func prefix(rows: Int) -> LatentActivations { LatentActivations(self, rows: rows) }
 }

@@ -41,7 +41,7 @@ public final class WeightLoader {
   public let layout: ParallelLayout
   /// The format of dense linear layers.
   public let dtype: DType
-  private let store: any WeightStore
+  let store: any WeightStore
   private let layerFormat: WeightFormat
   /// Whether what the checkpoint stores quantised is taken as it is.
   private let keepsStored: Bool
@@ -225,6 +225,11 @@ public final class WeightLoader {
       sources.append(source)
     }
     return sources
+  }
+
+  /// Packs a matrix of plain numbers in the dense format.
+  func packPlain(_ source: WeightSource) throws(EngineError) -> any LinearWeight {
+    try pack([source], format: .dense(dtype))
   }
 
   private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {

@@ -255,6 +255,11 @@ typedef struct apus_kv apus_kv;
 /// Zeroed pages of any type. Returns NULL when there is no memory.
 apus_kv *apus_kv_create(int64_t pages, int kv_heads, int head_dimension, apus_dtype dtype);
 
+/// Zeroed latent pages, as multi-head latent attention has them: for each token one key of `key_dimension` numbers that
+/// all query heads share, the first `value_dimension` of which are its value as well. Of any float type; NULL for
+/// others, for impossible dimensions, and when there is no memory.
+apus_kv *apus_kv_create_latent(int64_t pages, int key_dimension, int value_dimension, apus_dtype dtype);
+
 /// Frees pages.
 void apus_kv_free(apus_kv *kv);
 
@@ -269,12 +274,13 @@ void *apus_kv_data(const apus_kv *kv);
 
 /// Writes `rows` rows of k and v ([rows, kv_heads * head_dimension]) to slots = page * APUS_KV_PAGE_SIZE + position
 /// in the page, rounding to nearest even; with 8 bits after a division by largest magnitude / 127 (float8: / 448) of the
-/// token's head. Rows with a negative slot are skipped.
+/// token's head. Rows with a negative slot are skipped. For latent pages k is [rows, key_dimension] and v is NULL.
 void apus_kv_write(
     apus_context *context, apus_kv *kv, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
     int64_t rows, const int32_t *slots);
 
-/// Reads one token's K and V of all heads back ([kv_heads * head_dimension] each), for tests and transfers.
+/// Reads one token's K and V of all heads back ([kv_heads * head_dimension] each), for tests and transfers. Latent pages
+/// have no V of their own; `v` may be NULL.
 void apus_kv_read(const apus_kv *kv, int32_t slot, float *k, float *v);
 
 /// Copies whole pages, from[i] to to[i], in rising order of i.
@@ -306,7 +312,7 @@ typedef struct {
 
 /// Causal attention over paged K/V. Row i of sequence s (rows row_start[s] + i of q and out) is at position
 /// start[s] + i. q and out are [rows, query_heads * head_dimension]; query head h uses K/V head h / (query_heads /
-/// kv_heads).
+/// kv_heads). With latent pages q is [rows, query_heads * key_dimension] and out [rows, query_heads * value_dimension].
 ///
 /// With 16-bit K/V, q and the exponentials are rounded to that precision for bfloat16 and kept in float32 for
 /// float16; sums are float32. K/V of 8 bits count as bfloat16, which holds them exactly; scores are multiplied with the
@@ -343,6 +349,12 @@ void apus_head_rms_norm(
 /// becomes (a cos - b sin, b cos + a sin). Row r uses table[positions[r]]: half cosines, then half sines.
 void apus_rope(
     apus_context *context, float *x, int64_t x_stride, int64_t rows, int heads, int head_dimension,
+    const int32_t *positions, const float *table, int64_t table_stride, int half);
+
+/// Rotates `2 * half` numbers of each head that begin at number `offset` of it, in place, in the interleaved form: (a, b) =
+/// (x[2 i], x[2 i + 1]) becomes (a cos - b sin, b cos + a sin). The table is that of `apus_rope`.
+void apus_rope_interleaved(
+    apus_context *context, float *x, int64_t x_stride, int64_t rows, int heads, int head_dimension, int offset,
     const int32_t *positions, const float *table, int64_t table_stride, int half);
 
 /// out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i], silu(x) = x / (1 + exp(-x)). `out` may be the gate's

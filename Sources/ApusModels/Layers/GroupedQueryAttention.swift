@@ -1,0 +1,102 @@
+import ApusCommunication
+import ApusCore
+import ApusTensors
+
+/// The attention half of a layer: from the normalised input in `ForwardState.normed` to `ForwardState.delta`, of which the
+/// ranks that split the heads hold summands.
+protocol AttentionBlock: Sendable {
+  /// The half as operations, without the sum over ranks.
+  func operations(backend: any Backend) -> [Operation]
+}
+
+/// Attention in which each group of query heads shares a K/V head.
+struct GroupedQueryAttention: AttentionBlock {
+  private let name: String
+  private let index: Int
+  private let qkv: any LinearWeight
+  private let qkvBias: Tensor?
+  private let queryNorm: Tensor?
+  private let keyNorm: Tensor?
+  private let output: any LinearWeight
+  private let outputBias: Tensor?
+  private let shape: AttentionShape
+  private let epsilon: Float
+  private let rotary: RotaryTable
+
+  /// Loads this rank's heads.
+  init(
+    index: Int, configuration: ModelConfiguration, rotary: RotaryTable, loader: WeightLoader
+  ) throws(EngineError) {
+    let layout = loader.layout
+    let hidden = configuration.hiddenSize
+    let dimension = configuration.headDimension
+    let queryWidth = configuration.queryHeads * dimension
+    let keyWidth = configuration.kvHeads * dimension
+    let attention = "model.layers.\(index).self_attn."
+    self.index = index
+    self.rotary = rotary
+    name = "layers.\(index)."
+    epsilon = configuration.normEpsilon
+
+    let (headRank, headRanks) = (layout.rank % layout.attentionTensorParallel, layout.attentionTensorParallel)
+    let projections: [WeightLoader.Part] = [
+      (attention + "q_proj", queryWidth), (attention + "k_proj", keyWidth), (attention + "v_proj", keyWidth),
+    ]
+    qkv = try loader.columnParallel(projections, inputs: hidden, rank: headRank, ranks: headRanks)
+    qkvBias = configuration.qkvBias ? try loader.bias(projections, rank: headRank, ranks: headRanks) : nil
+    queryNorm = configuration.queryKeyNorm ? try loader.norm(attention + "q_norm", count: dimension) : nil
+    keyNorm = configuration.queryKeyNorm ? try loader.norm(attention + "k_norm", count: dimension) : nil
+    let outputPart: WeightLoader.Part = (attention + "o_proj", hidden)
+    output = try loader.rowParallel(outputPart, inputs: queryWidth, rank: headRank, ranks: headRanks)
+    // Ranks add their outputs up, so only the first one adds the bias.
+    outputBias =
+      configuration.attentionOutputBias && headRank == 0 ? try loader.bias([outputPart], rank: 0, ranks: 1) : nil
+    shape = AttentionShape(
+      queryHeads: configuration.queryHeads / headRanks, kvHeads: configuration.kvHeads / headRanks,
+      headDimension: dimension, scale: 1 / Float(dimension).squareRoot(),
+      slidingWindow: configuration.slidingWindows[index])
+  }
+
+  func operations(backend: any Backend) -> [Operation] {
+    let layer = self
+    let (shape, epsilon) = (shape, epsilon)
+    var list: [Operation] = [
+      .compute(name + "qkv") { state in
+        backend.linear(state.normed, layer.qkv, bias: layer.qkvBias, out: state.qkv)
+      }
+    ]
+    if let queryNorm, let keyNorm {
+      list.append(
+        .compute(name + "qk_norm") { state in
+          backend.headRMSNorm(
+            state.query, heads: shape.queryHeads, headDimension: shape.headDimension, weight: queryNorm,
+            epsilon: epsilon)
+          backend.headRMSNorm(
+            state.key, heads: shape.kvHeads, headDimension: shape.headDimension, weight: keyNorm, epsilon: epsilon)
+        })
+    }
+    list += [
+      .compute(name + "rope") { state in
+        let positions = state.batch.positions
+        backend.rope(
+          state.query, heads: shape.queryHeads, headDimension: shape.headDimension, positions: positions,
+          table: layer.rotary.tensor)
+        backend.rope(
+          state.key, heads: shape.kvHeads, headDimension: shape.headDimension, positions: positions,
+          table: layer.rotary.tensor)
+      },
+      .compute(name + "write_kv") { state in
+        backend.writeKV(state.key, state.value, slots: state.batch.slots, layer: state.kvLayers[layer.index])
+      },
+      .compute(name + "attention") { state in
+        backend.attention(
+          state.query, layer: state.kvLayers[layer.index], batch: state.batch.attention, shape: layer.shape,
+          out: state.attended)
+      },
+      .compute(name + "attention_output") { state in
+        backend.linear(state.attended, layer.output, bias: layer.outputBias, out: state.delta)
+      },
+    ]
+    return list
+  }
+}
