@@ -2,7 +2,7 @@ import HTTPTypes
 import Hummingbird
 
 /// One endpoint.
-private struct Route {
+struct Route {
   typealias Handler = @Sendable (Request, ServerContext) async throws -> Response
 
   var methods: [HTTPRequest.Method]
@@ -25,7 +25,7 @@ private struct Route {
 }
 
 extension ServerState {
-  private var routes: [Route] {
+  var routes: [Route] {
     [
       Route([.post], "/v1/chat/completions", isWork: true, chatCompletions),
       Route([.post], "/v1/completions", isWork: true, completions),
@@ -55,6 +55,7 @@ extension ServerState {
       Route([.get], "/server_info", serverInfo),
       Route([.get], "/get_server_info", serverInfo),
       Route([.get], "/v1/loads", loads),
+      Route([.get], "/openapi.json", openAPI),
       Route([.get, .post], "/flush_cache", access: .admin, flushCache),
       Route([.post], "/abort_request", access: .admin, abortRequest),
     ]
