@@ -13,7 +13,8 @@ extension ServerState {
     return Response(json: writer)
   }
 
-  /// What the document says of the endpoints, one entry each. An endpoint is described by adding a line here.
+  /// What the document says of the endpoints, one entry each. An endpoint is described by adding an entry here; one that
+  /// this server's routes lack is not in the document.
   static let endpointDescriptions: [EndpointDescription] = [
     EndpointDescription(
       "/v1/chat/completions", tag: "OpenAI", "Answers a conversation.",
@@ -42,6 +43,42 @@ extension ServerState {
     EndpointDescription("/api/version", tag: "Ollama", "Tells the server's version."),
     EndpointDescription(
       "/api/show", tag: "Ollama", "Describes a model.", body: .init("OllamaShowRequest", ollamaShowFields)),
+    EndpointDescription(
+      "/v1/responses", tag: "OpenAI", "Answers input items and keeps the response.", body: .object("ResponseRequest"),
+      answers: ["application/json", "text/event-stream"]),
+    EndpointDescription(
+      "/v1/responses/{id}", methods: [.get], tag: "OpenAI", "Gives a response that was kept.",
+      answers: ["application/json", "text/event-stream"]),
+    EndpointDescription("/v1/responses/{id}", methods: [.delete], tag: "OpenAI", "Deletes a response."),
+    EndpointDescription("/v1/responses/{id}/cancel", tag: "OpenAI", "Ends a response that is made in the background."),
+    EndpointDescription("/v1/responses/{id}/input_items", tag: "OpenAI", "Lists the items that a response answers."),
+    EndpointDescription(
+      "/v1/files", methods: [.post], tag: "OpenAI", "Keeps a file.",
+      body: .init(
+        "FileUpload", contentType: "multipart/form-data",
+        schema: [
+          "type": "object",
+          "properties": [
+            "file": ["type": "string", "contentMediaType": "application/octet-stream"], "purpose": ["type": "string"],
+          ], "required": ["file", "purpose"],
+        ])),
+    EndpointDescription("/v1/files", methods: [.get], tag: "OpenAI", "Lists the files."),
+    EndpointDescription("/v1/files/{id}", methods: [.get], tag: "OpenAI", "Describes a file."),
+    EndpointDescription("/v1/files/{id}", methods: [.delete], tag: "OpenAI", "Deletes a file."),
+    EndpointDescription(
+      "/v1/files/{id}/content", tag: "OpenAI", "Gives a file's content.", answers: ["application/octet-stream"]),
+    EndpointDescription(
+      "/v1/batches", methods: [.post], tag: "OpenAI", "Answers the requests in a file.", body: .object("BatchRequest")),
+    EndpointDescription("/v1/batches", methods: [.get], tag: "OpenAI", "Lists the batches."),
+    EndpointDescription("/v1/batches/{id}", tag: "OpenAI", "Describes a batch."),
+    EndpointDescription("/v1/batches/{id}/cancel", tag: "OpenAI", "Ends a batch."),
+    EndpointDescription(
+      "/v1/embeddings", tag: "OpenAI", "Gives the vectors of texts.", body: .object("EmbeddingRequest")),
+    EndpointDescription(
+      "/v1/score", "/score", tag: "Native", "Tells how well texts go together.", body: .object("ScoreRequest")),
+    EndpointDescription(
+      "/v1/rerank", "/v2/rerank", "/rerank", tag: "Native", "Orders documents by how well they answer a query.",
+      body: .object("RerankRequest")),
     EndpointDescription(
       "/generate", tag: "Native", "Continues texts.", body: .init("GenerateRequest", GenerateRequest.fields),
       answers: ["application/json", "text/event-stream"]),
