@@ -61,6 +61,7 @@ extension ServerState {
       Route([.get], "/server_info", serverInfo),
       Route([.get], "/get_server_info", serverInfo),
       Route([.get], "/v1/loads", loads),
+      Route([.get], "/openapi.json", openAPI),
       Route([.get, .post], "/flush_cache", access: .admin, flushCache),
       Route([.post], "/abort_request", access: .admin, abortRequest),
     ] + statefulRoutes

@@ -1,6 +1,18 @@
 import ApusCore
 import Hummingbird
 
+/// The body of `POST /abort_request`.
+struct AbortRequest {
+  var rid: String?
+  var abortAll = false
+
+  /// The members.
+  static let fields = FieldTable<AbortRequest>([
+    .string("rid", to: \.rid, "The beginning of the names of the requests to abort."),
+    .flag("abort_all", to: \.abortAll, default: false, "Whether all requests are aborted."),
+  ])
+}
+
 extension ServerState {
   /// `GET` or `POST /flush_cache?timeout=`: empties the prefix cache once nothing runs.
   func flushCache(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
@@ -24,15 +36,9 @@ extension ServerState {
 
   /// `POST /abort_request`: ends the requests whose names begin with `rid`, or all of them.
   func abortRequest(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    var rid: String?
-    var abortAll = false
-    try readBody(try await body(of: request)) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "rid": rid = try fields.string(&reader, key)
-      case "abort_all": abortAll = try fields.bool(&reader, key) ?? false
-      default: try reader.skipValue()
-      }
-    }
+    var given = AbortRequest()
+    try AbortRequest.fields.read(try await body(of: request), into: &given)
+    let (rid, abortAll) = (given.rid, given.abortAll)
     var aborted = 0
     if abortAll {
       aborted = active.count

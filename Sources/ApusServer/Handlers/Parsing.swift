@@ -2,20 +2,39 @@ import ApusChat
 import ApusCore
 import Hummingbird
 
+/// The body of `POST /parse_function_call`.
+struct FunctionCallText {
+  var text: String?
+  var tools: JSONValue?
+  var parser: String?
+
+  /// The members.
+  static let fields = FieldTable<FunctionCallText>([
+    Field.string("text", to: \.text, "What the model wrote.").required("a string"),
+    .array("tools", to: \.tools, of: "tools", items: ["type": "object"], "The tools that the model may call."),
+    .string("tool_call_parser", to: \.parser, "The format of the calls; the served model's by default."),
+  ])
+}
+
+/// The body of `POST /separate_reasoning`.
+struct ReasoningText {
+  var text: String?
+  var parser: String?
+
+  /// The members.
+  static let fields = FieldTable<ReasoningText>([
+    Field.string("text", to: \.text, "What the model wrote.").required("a string"),
+    .string(
+      "reasoning_parser", to: \.parser, "How the chain of thought is marked; as the served model does by default."),
+  ])
+}
+
 extension ServerState {
   /// `POST /parse_function_call`: the tool calls in a text, as SGLang answers it.
   func parseFunctionCall(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    var text: String?
-    var tools: JSONValue?
-    var parser: String?
-    try readBody(try await body(of: request)) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "text": text = try fields.string(&reader, key)
-      case "tools": tools = try fields.value(&reader, key)
-      case "tool_call_parser": parser = try fields.string(&reader, key)
-      default: try reader.skipValue()
-      }
-    }
+    var given = FunctionCallText()
+    try FunctionCallText.fields.read(try await body(of: request), into: &given)
+    let (text, tools, parser) = (given.text, given.tools, given.parser)
     guard let text else { throw EngineError(.invalidRequest, "text is required: a string.", parameter: "text") }
     guard let format = parser.map({ ToolCallFormat.named($0) }) ?? formats.calls else {
       throw EngineError(
@@ -52,15 +71,9 @@ extension ServerState {
 
   /// `POST /separate_reasoning`: the chain of thought in a text, as SGLang answers it.
   func separateReasoning(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    var text: String?
-    var parser: String?
-    try readBody(try await body(of: request)) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "text": text = try fields.string(&reader, key)
-      case "reasoning_parser": parser = try fields.string(&reader, key)
-      default: try reader.skipValue()
-      }
-    }
+    var given = ReasoningText()
+    try ReasoningText.fields.read(try await body(of: request), into: &given)
+    let (text, parser) = (given.text, given.parser)
     guard let text else { throw EngineError(.invalidRequest, "text is required: a string.", parameter: "text") }
     guard let format = parser.map({ ReasoningFormat.named($0) }) ?? formats.reasoning else {
       throw EngineError(

@@ -9,16 +9,19 @@ struct StreamOptions {
   /// Every chunk tells the usage so far.
   var continuousUsage = false
 
+  /// The members.
+  static let fields = FieldTable<StreamOptions>([
+    .flag("include_usage", to: \.includeUsage, default: false, "Whether a last chunk without choices tells the usage."),
+    .flag(
+      "continuous_usage_stats", to: \.continuousUsage, default: false, "Whether every chunk tells the usage so far."),
+  ])
+
   init() {}
 
   init(_ fields: inout FieldReader, _ reader: inout JSONReader, _ name: String) throws(JSONError) {
     var options = StreamOptions()
     try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "include_usage": options.includeUsage = try fields.bool(&reader, key) ?? false
-      case "continuous_usage_stats": options.continuousUsage = try fields.bool(&reader, key) ?? false
-      default: try reader.skipValue()
-      }
+      if try !Self.fields.read(key, into: &options, &fields, &reader) { try reader.skipValue() }
     }
     self = options
   }
@@ -34,32 +37,48 @@ struct CommonFields {
   var cacheSalt = ""
   var priority = 0
 
+  /// The members, those of sampling included.
+  static let fields =
+    FieldTable<CommonFields>([
+      .string("model", to: \.model, "The model served; may be left out."),
+      .flag("stream", to: \.stream, default: false, "Whether the answer is sent as events while it is made."),
+      Field("stream_options", schema: StreamOptions.fields.schema, "What a stream tells beside the answer.") {
+        (common, fields, reader, name) throws(JSONError) in
+        common.streamOptions = try reader.peek() == .null ? nil : StreamOptions(&fields, &reader, name)
+        if common.streamOptions == nil { try reader.skipValue() }
+      },
+      .string("rid", "request_id", to: \.rid, "The request's name, by which it can be aborted."),
+      Field(
+        "cache_salt", "extra_key", schema: ["type": "string"],
+        "Requests share cached prefixes only with those of the same salt."
+      ) { (common, fields, reader, name) throws(JSONError) in
+        // Both separate prefix caches; a request may give both, and then both must match.
+        if let salt = try fields.string(&reader, name) {
+          common.cacheSalt = common.cacheSalt.isEmpty ? salt : common.cacheSalt + "\u{1F}" + salt
+        }
+      },
+      Field("priority", schema: ["type": "integer", "default": 0], "Larger is more urgent, to the priority policy.") {
+        (common, fields, reader, name) throws(JSONError) in
+        common.priority = try fields.integer(&reader, name) ?? 0
+      },
+      Field("user", schema: ["type": "string"], "Checked to be a string, and ignored.") {
+        (_, fields, reader, name) throws(JSONError) in
+        _ = try fields.string(&reader, name)
+      },
+      Field("metadata", schema: ["type": "object"], "Checked to be an object, and ignored.") {
+        (_, fields, reader, name) throws(JSONError) in
+        try fields.object(&reader, name) { (_, reader, _) throws(JSONError) in try reader.skipValue() }
+      },
+      .refused(
+        "lora_path", "session_params", "custom_logit_processor", because: "is not available; leave the field out"),
+      .refusedIfTrue("return_hidden_states", because: "hidden states are not available; leave the field out"),
+    ]) + SamplingFields.fields.within(\.sampling)
+
   /// Reads a member if it is one of the common ones.
   mutating func read(
     _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
   ) throws(JSONError) -> Bool {
-    switch key {
-    case "model": model = try fields.string(&reader, key)
-    case "stream": stream = try fields.bool(&reader, key) ?? false
-    case "stream_options":
-      streamOptions = try reader.peek() == .null ? nil : StreamOptions(&fields, &reader, key)
-      if streamOptions == nil { try reader.skipValue() }
-    case "rid", "request_id": rid = try fields.string(&reader, key)
-    case "cache_salt", "extra_key":
-      // Both separate prefix caches; a request may give both, and then both must match.
-      if let salt = try fields.string(&reader, key) {
-        cacheSalt = cacheSalt.isEmpty ? salt : cacheSalt + "\u{1F}" + salt
-      }
-    case "priority": priority = try fields.integer(&reader, key) ?? 0
-    case "user": _ = try fields.string(&reader, key)
-    case "metadata": try fields.object(&reader, key) { (_, reader, _) throws(JSONError) in try reader.skipValue() }
-    case "lora_path", "session_params", "custom_logit_processor":
-      try fields.refuse(&reader, key, "is not available; leave the field out")
-    case "return_hidden_states":
-      try fields.refuseIfTrue(&reader, key, "hidden states are not available; leave the field out")
-    default: return try sampling.read(key, &fields, &reader)
-    }
-    return true
+    try Self.fields.read(key, into: &self, &fields, &reader)
   }
 
   /// Refuses combinations that mean nothing.
@@ -96,44 +115,120 @@ struct ChatCompletionRequest {
   var templateVariables = JSONObject()
   var reasoningEffort: JSONValue?
 
+  /// The members of the body.
+  static let fields =
+    FieldTable<ChatCompletionRequest>([
+      .array(
+        "messages", to: \.messages, of: "messages", items: message,
+        "The conversation. Required unless `input_ids` is given."),
+      .array("tools", to: \.tools, of: "tools", items: tool, "The functions that the model may call."),
+      .value(
+        "tool_choice", to: \.toolChoice,
+        schema: [
+          "anyOf": [
+            ["enum": ["auto", "none", "required"]],
+            [
+              "type": "object",
+              "properties": [
+                "type": ["const": "function"],
+                "function": ["type": "object", "properties": ["name": ["type": "string"]], "required": ["name"]],
+              ], "required": ["type"],
+            ],
+          ]
+        ], "Whether a function may or must be called."),
+      .flag(
+        "parallel_tool_calls", to: \.reading.allowsParallelCalls, default: true,
+        "Whether an answer may hold several calls."),
+      .flag(
+        "separate_reasoning", to: \.reading.separatesReasoning, default: true,
+        "Whether the chain of thought is told apart from the answer."),
+      .flag(
+        "stream_reasoning", to: \.reading.streamsReasoning, default: true,
+        "Whether the chain of thought is streamed as it comes rather than in one piece."),
+      .tokens("input_ids", to: \.inputIDs, "The prompt as token ids, in place of the template's."),
+      .flag("logprobs", to: \.logprobs, default: false, "Whether log-probabilities of the answer's tokens are given."),
+      .integer("top_logprobs", to: \.topLogprobs, "How many of the likeliest tokens are given with each; in 0...20."),
+      .flag(
+        "add_generation_prompt", to: \.addGenerationPrompt, default: true,
+        "Whether the prompt ends with the opening of the assistant's turn."),
+      .flag(
+        "continue_final_message", to: \.continueFinalMessage, default: false,
+        "Whether the last message, which is the assistant's, is continued."),
+      Field("chat_template_kwargs", schema: ["type": "object"], "Further variables for the chat template.") {
+        (request, fields, reader, name) throws(JSONError) in
+        if try fields.expect([.object], "an object", &reader, name) {
+          request.templateVariables = try reader.readValue().objectValue ?? JSONObject()
+        }
+      },
+      .value(
+        "reasoning_effort", to: \.reasoningEffort,
+        "How much the model should think, given to the chat template; `none` asks it not to."),
+      Field(
+        "response_format", schema: GrammarFields.responseFormatSchema, "What the text must look like."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        try request.common.sampling.grammar.readResponseFormat(name, &fields, &reader)
+      },
+      .refused("functions", "function_call", because: "is OpenAI's old form; use tools and tool_choice"),
+      .refused("audio", because: "this model answers in text only; leave the field out"),
+      Field("modalities", schema: ["const": ["text"]], "Only text is available.") {
+        (_, fields, reader, name) throws(JSONError) in
+        let modalities = try fields.strings(&reader, name)
+        if let modalities, modalities.contains(where: { $0 != "text" }) {
+          fields.note(name, "this model answers in text only", code: .unsupported)
+        }
+      },
+    ]) + CommonFields.fields.within(\.common)
+
+  /// The schemas of a message and of a tool, for the document.
+  private static let message: JSONValue = [
+    "type": "object",
+    "properties": [
+      "role": ["type": "string", "description": "`system`, `developer`, `user`, `assistant` or `tool`."],
+      "content": [
+        "anyOf": [
+          ["type": ["string", "null"]],
+          [
+            "type": "array",
+            "items": [
+              "type": "object", "properties": ["type": ["const": "text"], "text": ["type": "string"]],
+              "required": ["type"],
+            ],
+          ],
+        ]
+      ], "reasoning_content": ["type": "string"], "tool_call_id": ["type": "string"],
+      "tool_calls": [
+        "type": "array",
+        "items": [
+          "type": "object",
+          "properties": [
+            "id": ["type": "string"], "type": ["const": "function"],
+            "function": [
+              "type": "object", "properties": ["name": ["type": "string"], "arguments": ["type": "string"]],
+              "required": ["name"],
+            ],
+          ],
+        ],
+      ],
+    ], "required": ["role"],
+  ]
+  private static let tool: JSONValue = [
+    "type": "object",
+    "properties": [
+      "type": ["const": "function"],
+      "function": [
+        "type": "object",
+        "properties": [
+          "name": ["type": "string"], "description": ["type": "string"], "parameters": ["type": "object"],
+          "strict": ["type": "boolean"],
+        ], "required": ["name"],
+      ],
+    ], "required": ["function"],
+  ]
+
   /// Reads and checks a body.
   init(_ body: ByteBuffer) throws(EngineError) {
     var request = ChatCompletionRequest()
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "messages":
-        if try fields.expect([.array], "an array of messages", &reader, key) {
-          request.messages = try reader.readValue()
-        }
-      case "tools":
-        if try fields.expect([.array], "an array of tools", &reader, key) { request.tools = try reader.readValue() }
-      case "parallel_tool_calls": request.reading.allowsParallelCalls = try fields.bool(&reader, key) ?? true
-      case "separate_reasoning": request.reading.separatesReasoning = try fields.bool(&reader, key) ?? true
-      case "stream_reasoning": request.reading.streamsReasoning = try fields.bool(&reader, key) ?? true
-      case "tool_choice": request.toolChoice = try fields.value(&reader, key)
-      case "input_ids": request.inputIDs = try fields.tokens(&reader, key)
-      case "logprobs": request.logprobs = try fields.bool(&reader, key) ?? false
-      case "top_logprobs": request.topLogprobs = try fields.integer(&reader, key)
-      case "add_generation_prompt": request.addGenerationPrompt = try fields.bool(&reader, key) ?? true
-      case "continue_final_message": request.continueFinalMessage = try fields.bool(&reader, key) ?? false
-      case "chat_template_kwargs":
-        if try fields.expect([.object], "an object", &reader, key) {
-          request.templateVariables = try reader.readValue().objectValue ?? JSONObject()
-        }
-      case "reasoning_effort": request.reasoningEffort = try fields.value(&reader, key)
-      case "response_format": try request.common.sampling.grammar.readResponseFormat(key, &fields, &reader)
-      case "functions", "function_call":
-        try fields.refuse(&reader, key, "is OpenAI's old form; use tools and tool_choice")
-      case "audio": try fields.refuse(&reader, key, "this model answers in text only; leave the field out")
-      case "modalities":
-        let modalities = try fields.strings(&reader, key)
-        if let modalities, modalities.contains(where: { $0 != "text" }) {
-          fields.note(key, "this model answers in text only", code: .unsupported)
-        }
-      default:
-        if try !request.common.read(key, &fields, &reader) { try reader.skipValue() }
-      }
-    }
+    try Self.fields.read(body, into: &request)
     self = request
     try validate()
   }

@@ -5,6 +5,17 @@ import NIOCore
 struct PromptList {
   var prompts: [ApusCore.Request.Prompt] = []
   var isList = false
+
+  /// The JSON Schema of what `FieldReader.prompts` reads.
+  static let schema: JSONValue = [
+    "anyOf": [["type": "string"], tokens, ["type": "array", "items": ["anyOf": [["type": "string"], tokens]]]]
+  ]
+  /// The same where only strings, or only token ids, are taken.
+  static let textSchema: JSONValue = [
+    "anyOf": [["type": "string"], ["type": "array", "items": ["type": "string"]]]
+  ]
+  static let tokenSchema: JSONValue = ["anyOf": [tokens, ["type": "array", "items": tokens]]]
+  private static let tokens: JSONValue = ["type": "array", "items": ["type": "integer", "minimum": 0]]
 }
 
 extension FieldReader {
@@ -52,30 +63,38 @@ struct CompletionRequest {
   var logprobs: Int?
   var bestOf: Int?
 
+  /// The prompts as the client gave them.
+  private var given: PromptList?
+
+  /// The members of the body.
+  static let fields =
+    FieldTable<CompletionRequest>([
+      Field(
+        "prompt", schema: PromptList.schema, "The prompts: a string, token ids, or an array of either.",
+        requirement: "a string, token ids, or an array of either"
+      ) { (request, fields, reader, name) throws(JSONError) in request.given = try fields.prompts(&reader, name) },
+      .flag("echo", to: \.echo, default: false, "Whether the prompt goes before the answer."),
+      .integer("logprobs", to: \.logprobs, "How many log-probabilities are given with each token; in 0...20."),
+      .integer("best_of", to: \.bestOf, "How many answers are made, of which the best `n` are given."),
+      Field("suffix", schema: ["const": ""], "Not available: filling in the middle is refused.") {
+        (_, fields, reader, name) throws(JSONError) in
+        if let suffix = try fields.string(&reader, name), !suffix.isEmpty {
+          fields.note(name, "filling in the middle is not available; leave the field out", code: .unsupported)
+        }
+      },
+      Field(
+        "response_format", schema: GrammarFields.responseFormatSchema, "What the text must look like."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        try request.common.sampling.grammar.readResponseFormat(name, &fields, &reader)
+      },
+    ]) + CommonFields.fields.within(\.common)
+
   /// Reads and checks a body.
   init(_ body: ByteBuffer) throws(EngineError) {
     var request = CompletionRequest()
-    var prompts: PromptList?
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "prompt": prompts = try fields.prompts(&reader, key)
-      case "echo": request.echo = try fields.bool(&reader, key) ?? false
-      case "logprobs": request.logprobs = try fields.integer(&reader, key)
-      case "best_of": request.bestOf = try fields.integer(&reader, key)
-      case "suffix":
-        if let suffix = try fields.string(&reader, key), !suffix.isEmpty {
-          fields.note(key, "filling in the middle is not available; leave the field out", code: .unsupported)
-        }
-      case "response_format": try request.common.sampling.grammar.readResponseFormat(key, &fields, &reader)
-      default:
-        if try !request.common.read(key, &fields, &reader) { try reader.skipValue() }
-      }
-    }
-    guard let prompts else {
-      throw EngineError(
-        .invalidRequest, "prompt is required: a string, token ids, or an array of either.", parameter: "prompt")
-    }
-    request.prompts = prompts.prompts
+    try Self.fields.read(body, into: &request)
+    request.prompts = request.given?.prompts ?? []
+    request.given = nil
     self = request
     try validate()
   }

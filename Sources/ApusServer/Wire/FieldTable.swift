@@ -87,6 +87,14 @@ struct Field<Target>: Sendable {
     }
   }
 
+  /// Token ids.
+  static func tokens(_ names: String..., to path: Path<[TokenID]?>, _ summary: String) -> Field {
+    Field(names, ["type": "array", "items": ["type": "integer", "minimum": 0]], summary) {
+      (target, fields, reader, name) throws(JSONError) in
+      target[keyPath: path] = try fields.tokens(&reader, name)
+    }
+  }
+
   /// Any value; `null` is as if it were left out.
   static func value(
     _ names: String..., to path: Path<JSONValue?>, schema: JSONValue = [:], _ summary: String
@@ -125,8 +133,18 @@ struct Field<Target>: Sendable {
 
   /// A member that this server cannot honour: anything but `null` is refused with the sentence.
   static func refused(_ names: String..., because sentence: String) -> Field {
-    Field(names, ["type": "null"], "Not available: \(sentence).") { (_, fields, reader, name) throws(JSONError) in
+    var field = Field(names, ["type": "null"], "Not available: \(sentence).") {
+      (_, fields, reader, name) throws(JSONError) in
       try fields.refuse(&reader, name, sentence)
+    }
+    field.namesAreAliases = false
+    return field
+  }
+
+  /// A member that this server cannot honour: `true` is refused with the sentence.
+  static func refusedIfTrue(_ name: String, because sentence: String) -> Field {
+    Field([name], ["const": false], "Not available: \(sentence).") { (_, fields, reader, name) throws(JSONError) in
+      try fields.refuseIfTrue(&reader, name, sentence)
     }
   }
 

@@ -22,58 +22,99 @@ struct GenerateRequest {
   /// Samples per prompt.
   var count = 1
 
+  /// The prompts as the client gave them.
+  private var texts: PromptList?
+  private var tokens: PromptList?
+
+  /// The members of the body.
+  static let fields = FieldTable<GenerateRequest>([
+    Field("text", "prompt", schema: PromptList.textSchema, "The prompts: a string or an array of strings.") {
+      (request, fields, reader, name) throws(JSONError) in
+      request.texts = try fields.prompts(&reader, name)
+      if let texts = request.texts, texts.prompts.contains(where: { !$0.isText }) {
+        fields.note(name, "expected a string or an array of strings; token ids go into input_ids")
+      }
+    },
+    Field("input_ids", schema: PromptList.tokenSchema, "The prompts as token ids, in place of `text`.") {
+      (request, fields, reader, name) throws(JSONError) in
+      request.tokens = try fields.prompts(&reader, name)
+      if let tokens = request.tokens, tokens.prompts.contains(where: \.isText) {
+        fields.note(name, "expected token ids or an array of such lists; strings go into text")
+      }
+    },
+    Field(
+      "sampling_params", schema: oneOrMore(SamplingFields.fields.schema),
+      "How tokens are drawn and when to stop: for all prompts, or one per prompt."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      let sampling = try fields.oneOrMore(&reader, name, of: "objects") { (fields, reader, name) throws(JSONError) in
+        try SamplingFields(&fields, &reader, name)
+      }
+      request.sampling = sampling ?? []
+    },
+    Field("rid", schema: oneOrMore(["type": "string"]), "The requests' names, by which they can be aborted.") {
+      (request, fields, reader, name) throws(JSONError) in request.rids = try fields.strings(&reader, name) ?? []
+    },
+    .flag("stream", to: \.stream, default: false, "Whether the answer is sent as events while it is made."),
+    Field("return_logprob", schema: oneOrMore(["type": "boolean"]), "Whether log-probabilities are given.") {
+      (request, fields, reader, name) throws(JSONError) in
+      let values = try fields.oneOrMore(&reader, name, of: "booleans") { (fields, reader, name) throws(JSONError) in
+        try fields.bool(&reader, name)
+      }
+      request.returnLogprob = values ?? []
+    },
+    Field(
+      "logprob_start_len", schema: oneOrMore(["type": "integer"]),
+      "The first prompt position whose log-probability is given; -1 gives those of the answer alone."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      request.logprobStart = try fields.integers(&reader, name) ?? []
+    },
+    Field(
+      "top_logprobs_num", schema: oneOrMore(["type": "integer"]),
+      "How many of the likeliest tokens are given with each; in 0...1000."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      request.topLogprobs = try fields.integers(&reader, name) ?? []
+    },
+    Field("token_ids_logprob", schema: PromptList.tokenSchema, "Tokens whose log-probabilities are always given.") {
+      (request, fields, reader, name) throws(JSONError) in
+      request.tokenIDs = try fields.tokenLists(&reader, name) ?? []
+    },
+    .flag(
+      "return_text_in_logprobs", to: \.returnsText, default: false, "Whether log-probabilities name the tokens' texts."),
+    Field("priority", schema: ["type": "integer", "default": 0], "Larger is more urgent, to the priority policy.") {
+      (request, fields, reader, name) throws(JSONError) in request.priority = try fields.integer(&reader, name) ?? 0
+    },
+    Field(
+      "cache_salt", "extra_key", schema: ["type": "string"],
+      "Requests share cached prefixes only with those of the same salt."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      request.cacheSalt = try fields.string(&reader, name) ?? ""
+    },
+    .refused(
+      "input_embeds", "image_data", "video_data", "audio_data",
+      because: "the model served here reads text only; leave the field out"),
+    .refused(
+      "lora_path", "session_params", "custom_logit_processor", because: "is not available; leave the field out"),
+    .refusedIfTrue("return_hidden_states", because: "hidden states are not available; leave the field out"),
+  ])
+
+  private static func oneOrMore(_ schema: JSONValue) -> JSONValue {
+    ["anyOf": [schema, ["type": "array", "items": schema]]]
+  }
+
   /// Reads and checks a body.
   init(_ body: ByteBuffer) throws(EngineError) {
     var request = GenerateRequest()
-    var texts: PromptList?
-    var tokens: PromptList?
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "text", "prompt":
-        texts = try fields.prompts(&reader, key)
-        if let texts, texts.prompts.contains(where: { !$0.isText }) {
-          fields.note(key, "expected a string or an array of strings; token ids go into input_ids")
-        }
-      case "input_ids":
-        tokens = try fields.prompts(&reader, key)
-        if let tokens, tokens.prompts.contains(where: \.isText) {
-          fields.note(key, "expected token ids or an array of such lists; strings go into text")
-        }
-      case "sampling_params":
-        let sampling = try fields.oneOrMore(&reader, key, of: "objects") { (fields, reader, name) throws(JSONError) in
-          try SamplingFields(&fields, &reader, name)
-        }
-        request.sampling = sampling ?? []
-      case "rid": request.rids = try fields.strings(&reader, key) ?? []
-      case "stream": request.stream = try fields.bool(&reader, key) ?? false
-      case "return_logprob":
-        let values = try fields.oneOrMore(&reader, key, of: "booleans") { (fields, reader, name) throws(JSONError) in
-          try fields.bool(&reader, name)
-        }
-        request.returnLogprob = values ?? []
-      case "logprob_start_len": request.logprobStart = try fields.integers(&reader, key) ?? []
-      case "top_logprobs_num": request.topLogprobs = try fields.integers(&reader, key) ?? []
-      case "token_ids_logprob": request.tokenIDs = try fields.tokenLists(&reader, key) ?? []
-      case "return_text_in_logprobs": request.returnsText = try fields.bool(&reader, key) ?? false
-      case "priority": request.priority = try fields.integer(&reader, key) ?? 0
-      case "cache_salt", "extra_key": request.cacheSalt = try fields.string(&reader, key) ?? ""
-      case "input_embeds", "image_data", "video_data", "audio_data":
-        try fields.refuse(&reader, key, "the model served here reads text only; leave the field out")
-      case "lora_path", "session_params", "custom_logit_processor":
-        try fields.refuse(&reader, key, "is not available; leave the field out")
-      case "return_hidden_states":
-        try fields.refuseIfTrue(&reader, key, "hidden states are not available; leave the field out")
-      default: try reader.skipValue()
-      }
-    }
+    try Self.fields.read(body, into: &request)
     let prompts: PromptList
-    switch (texts, tokens) {
+    switch (request.texts, request.tokens) {
     case (let list?, nil), (nil, let list?): prompts = list
     case (nil, nil): throw EngineError(.invalidRequest, "text or input_ids is required.", parameter: "text")
     case (_?, _?):
       throw EngineError(.invalidRequest, "Give either text or input_ids, not both.", parameter: "input_ids")
     }
     request.prompts = prompts.prompts
+    request.texts = nil
+    request.tokens = nil
     request.isBatch = prompts.isList
     self = request
     try validate()

@@ -34,6 +34,19 @@ struct GrammarFields {
     set(made, key, &fields)
   }
 
+  /// The JSON Schema of `response_format`.
+  static let responseFormatSchema: JSONValue = [
+    "type": "object",
+    "properties": [
+      "type": ["enum": ["text", "json_object", "json_schema", "structural_tag"]],
+      "json_schema": [
+        "type": "object",
+        "properties": ["name": ["type": "string"], "schema": [:], "strict": ["type": "boolean"]],
+        "required": ["schema"],
+      ],
+    ], "required": ["type"],
+  ]
+
   /// Reads `response_format`: `text`, `json_object`, `json_schema` and `structural_tag`.
   mutating func readResponseFormat(
     _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader

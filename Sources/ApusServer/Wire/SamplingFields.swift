@@ -25,31 +25,34 @@ struct SamplingFields {
   var count: Int?
   var grammar: GrammarFields = .init()
 
-  /// Reads a member if it is a sampling field.
-  ///
-  /// - Returns: whether it was one, and its value has been read.
-  mutating func read(
-    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
-  ) throws(JSONError) -> Bool {
-    switch key {
-    case "max_tokens", "max_new_tokens", "max_completion_tokens":
+  /// The members.
+  static let fields = FieldTable<SamplingFields>([
+    Field(
+      "max_tokens", "max_new_tokens", "max_completion_tokens", schema: ["type": "integer", "minimum": 0],
+      "The most tokens to generate."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
       // `max_completion_tokens` replaces `max_tokens` in OpenAI's API; where both are given the newer name wins.
-      let value = try fields.integer(&reader, key)
-      if let value, key != "max_tokens" || maxTokensName == nil {
-        maxTokens = value
-        maxTokensName = key
+      let value = try fields.integer(&reader, name)
+      if let value, name != "max_tokens" || sampling.maxTokensName == nil {
+        sampling.maxTokens = value
+        sampling.maxTokensName = name
       }
-    case "min_tokens", "min_new_tokens": minTokens = try fields.integer(&reader, key)
-    case "temperature": temperature = try fields.float(&reader, key)
-    case "top_k": topK = try fields.integer(&reader, key)
-    case "top_p": topP = try fields.float(&reader, key)
-    case "min_p": minP = try fields.float(&reader, key)
-    case "repetition_penalty": repetitionPenalty = try fields.float(&reader, key)
-    case "frequency_penalty": frequencyPenalty = try fields.float(&reader, key)
-    case "presence_penalty": presencePenalty = try fields.float(&reader, key)
-    case "logit_bias":
+    },
+    .integer("min_tokens", "min_new_tokens", to: \.minTokens, "The answer cannot end before this many tokens."),
+    .number("temperature", to: \.temperature, "Divides the logits; 0 takes the likeliest token."),
+    .integer("top_k", to: \.topK, "Draws from this many of the likeliest tokens; -1 from all."),
+    .number("top_p", to: \.topP, "Draws from the likeliest tokens with this much probability; in (0, 1]."),
+    .number("min_p", to: \.minP, "Drops tokens less likely than this share of the likeliest; in [0, 1]."),
+    .number(
+      "repetition_penalty", to: \.repetitionPenalty, "Penalty on tokens in the prompt or the answer; in (0, 2]."),
+    .number("frequency_penalty", to: \.frequencyPenalty, "Subtracted per occurrence in the answer; in [-2, 2]."),
+    .number("presence_penalty", to: \.presencePenalty, "Subtracted once per token in the answer; in [-2, 2]."),
+    Field(
+      "logit_bias", schema: ["type": "object", "additionalProperties": ["type": "number"]],
+      "Added to the logits of tokens, by their ids; in [-100, 100]."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
       var bias: [TokenID: Float] = [:]
-      let isObject = try fields.object(&reader, key) { (fields, reader, key) throws(JSONError) in
+      let isObject = try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
         let value = try fields.float(&reader, key)
         guard let token = TokenID(key), token >= 0 else {
           fields.note(key, "the key is no token id")
@@ -57,30 +60,61 @@ struct SamplingFields {
         }
         if let value { bias[token] = value }
       }
-      if isObject { logitBias = bias }
-    case "seed", "sampling_seed": seed = try fields.integer(&reader, key)
-    case "stop": stop = try fields.strings(&reader, key)
-    case "stop_token_ids":
-      stopTokenIDs = try fields.oneOrMore(&reader, key, of: "token ids") { (fields, reader, name) throws(JSONError) in
-        try fields.token(&reader, name)
+      if isObject { sampling.logitBias = bias }
+    },
+    .integer("seed", "sampling_seed", to: \.seed, "Seed of the draws."),
+    .strings("stop", to: \.stop, "Texts that end the answer; at most 32."),
+    Field(
+      "stop_token_ids",
+      schema: ["anyOf": [["type": "integer"], ["type": "array", "items": ["type": "integer"]]]],
+      "Tokens that end the answer."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
+      sampling.stopTokenIDs = try fields.oneOrMore(&reader, name, of: "token ids") {
+        (fields, reader, name) throws(JSONError) in try fields.token(&reader, name)
       }
-    case "stop_regex": stopRegex = try fields.strings(&reader, key)
-    case "ignore_eos": ignoreEOS = try fields.bool(&reader, key)
-    case "skip_special_tokens": skipSpecialTokens = try fields.bool(&reader, key)
-    case "spaces_between_special_tokens": spacesBetweenSpecialTokens = try fields.bool(&reader, key)
-    case "no_stop_trim": noStopTrim = try fields.bool(&reader, key)
-    case "n": count = try fields.integer(&reader, key)
-    case "json_schema", "regex", "ebnf", "structural_tag", "guided_json", "guided_regex", "guided_grammar",
-      "guided_choice":
-      try grammar.read(key, &fields, &reader)
-    case "beam_width", "use_beam_search":
-      let value = try fields.value(&reader, key)
+    },
+    .strings("stop_regex", to: \.stopRegex, "Patterns that end the answer; at most 32 of up to 256 bytes."),
+    .bool("ignore_eos", to: \.ignoreEOS, "Whether end-of-sequence tokens do not end the answer."),
+    .bool("skip_special_tokens", to: \.skipSpecialTokens, "Whether special tokens are left out of the text."),
+    .bool(
+      "spaces_between_special_tokens", to: \.spacesBetweenSpecialTokens,
+      "Whether special tokens are followed by the decoder's space."),
+    .bool("no_stop_trim", to: \.noStopTrim, "Whether what ended the answer stays in the text."),
+    .integer("n", to: \.count, "How many answers to give; in 1...128."),
+    grammar("json_schema", "guided_json", schema: [:], "A JSON Schema that the text must follow, or its text."),
+    grammar("regex", "guided_regex", schema: ["type": "string"], "A pattern that the text must match."),
+    grammar("ebnf", "guided_grammar", schema: ["type": "string"], "A grammar that the text must follow."),
+    grammar(
+      "structural_tag", schema: [:], "A structural tag: free text with regions that must follow a schema each."),
+    grammar(
+      "guided_choice", schema: ["type": "array", "items": ["type": "string"]], "Texts of which the answer must be one."),
+    Field(
+      "beam_width", "use_beam_search", schema: ["enum": [false, 0, 1]],
+      "Not available: beam search is refused where it would be used."
+    ) { (_, fields, reader, name) throws(JSONError) in
+      let value = try fields.value(&reader, name)
       if let value, value != .bool(false), (value.doubleValue ?? 2) > 1 {
-        fields.note(key, "beam search is not available; leave the field out", code: .unsupported)
+        fields.note(name, "beam search is not available; leave the field out", code: .unsupported)
       }
-    default: return false
+    },
+  ])
+
+  /// A member that constrains the text.
+  private static func grammar(_ names: String..., schema: JSONValue, _ summary: String) -> Field<SamplingFields> {
+    var field = Field<SamplingFields>(schema: schema, summary) { (sampling, fields, reader, name) throws(JSONError) in
+      try sampling.grammar.read(name, &fields, &reader)
     }
-    return true
+    field.names = names
+    return field
+  }
+
+  /// Reads a member if it is a sampling field.
+  ///
+  /// - Returns: whether it was one, and its value has been read.
+  mutating func read(
+    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+  ) throws(JSONError) -> Bool {
+    try Self.fields.read(key, into: &self, &fields, &reader)
   }
 
   /// Puts what the client gave over what `parameters` holds.
