@@ -326,6 +326,33 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
     }
   }
 
+  @Test func whatIsLeftAfterTheWindowExpires() async throws {
+    let store = try Store()
+    try await store.beginFile("f", created: 1)
+    try await store.append(Array((line("a") + "\n" + line("b")).utf8), toFile: "f")
+    _ = try await store.finishFile(StoredFile(id: "f", created: 1, name: "f", purpose: "batch"))
+    try await store.insert(
+      StoredBatch(
+        id: "batch_1", created: 1, isFinished: false,
+        object: JSONObject([
+          ("status", "in_progress"), ("endpoint", "/v1/completions"), ("input_file_id", "f"), ("expires_at", 2),
+          ("request_counts", ["total": 2, "completed": 0, "failed": 0]),
+        ])))
+    try await store.record(BatchResult(line: 0, isError: false, bytes: Array("{}\n".utf8)), inBatch: "batch_1")
+    let service = FakeService()
+    try await withStore(service, store) { client, server in
+      try await server.resume()
+      let ended = try await client.end(of: "batch_1")
+      #expect(ended["status"] == "expired")
+      #expect(ended["request_counts"] == ["total": 2, "completed": 1, "failed": 1])
+      #expect(try await client.lines(of: ended["output_file_id"]) == [[:]])
+      let error = try await client.lines(of: ended["error_file_id"])[0]
+      #expect(error["custom_id"] == "b")
+      #expect(error["error"]?["code"] == "batch_expired")
+    }
+    #expect(service.requests.isEmpty)
+  }
+
   @Test func badBatches() async throws {
     try await withStore { client, _ in
       let good = try await client.upload(form(line("a"))).json["id"]!
