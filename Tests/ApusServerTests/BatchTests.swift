@@ -229,7 +229,7 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
       let id = try await withStore(first, store, configuration) { client, _ in
         let id = try await client.batch(lines)
         _ = try await until({ try await client.get("/v1/batches/\(id)").json }) {
-          $0["request_counts"]?["completed"] == 6
+          $0["request_counts"]?["completed"] == 6 && first.inFlight == 2
         }
         #expect(try await client.get("/v1/batches/\(id)").json["status"] == "in_progress")
         store.close()
@@ -263,7 +263,8 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
       let id = try await client.batch(lines)
       _ = try await until({ service.inFlight }) { $0 == 2 }
       async let shutdown: Void = server.shutdown()
-      try await Task.sleep(for: .milliseconds(30))
+      // Once the server refuses work it begins no more lines either.
+      _ = try await until({ try await client.post("/v1/batches", [:]).status }) { $0 == 503 }
       service.release()
       await shutdown
       #expect(try await client.get("/v1/batches/\(id)").json["request_counts"]?["completed"] == 2)
