@@ -4,18 +4,21 @@
     python3 -m venv .venv && .venv/bin/pip install openai
     .venv/bin/python Scripts/openai_client_check.py http://127.0.0.1:8000/v1 [--api-key KEY]
 
-Runs chat, tool calls, reasoning, streaming, completions, models and the mapping of errors to the client's exception types. Prints one line
-per check and exits with 0 if all of them passed, else with 1. What needs a chat template is skipped where the model has
+Runs chat, tool calls, reasoning, streaming, completions, models, responses, files, batches and the mapping of errors to
+the client's exception types. Prints one line per check and exits with 0 if all of them passed, else with 1. What needs a chat template is skipped where the model has
 none; the wrong key is tried only if --api-key is given.
 """
 
 import argparse
 import asyncio
+import io
 import json
 import sys
+import time
 import traceback
 
 import openai
+import pydantic
 
 CHECKS = []
 
@@ -393,6 +396,215 @@ def reasoning_is_separated(s):
   for chunk in s.chat(max_tokens=32, stream=True):
     streamed += getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
   assert streamed == reasoning, (streamed, reasoning)
+
+
+def respond(s, **fields):
+  """A response to a question."""
+  fields = {"model": s.model, "input": "What is the capital of France?", "max_output_tokens": 32, "temperature": 0,
+            **fields}
+  return s.client.responses.create(**fields)
+
+
+def has_template(s):
+  """Skips a check where the model has no chat template."""
+  s.chat(max_tokens=1)
+
+
+@check
+def responses(s):
+  has_template(s)
+  answer = respond(s, metadata={"a": "b"}, instructions="Be brief.")
+  assert answer.object == "response" and answer.status in ("completed", "incomplete"), answer
+  assert answer.output_text and answer.error is None and answer.metadata == {"a": "b"}, answer
+  assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens, answer.usage
+  kept = s.client.responses.retrieve(answer.id)
+  assert kept == answer, (kept, answer)
+  items = list(s.client.responses.input_items.list(answer.id))
+  assert len(items) == 1 and items[0].content[0].text == "What is the capital of France?", items
+  s.client.responses.delete(answer.id)
+  expect_error(openai.NotFoundError, 404, lambda: s.client.responses.retrieve(answer.id), code="not_found")
+
+
+@check
+def responses_stream(s):
+  has_template(s)
+  whole = respond(s)
+  text, numbers, types = "", [], []
+  for event in respond(s, stream=True):
+    numbers.append(event.sequence_number)
+    types.append(event.type)
+    if event.type == "response.output_text.delta":
+      text += event.delta
+  assert text == whole.output_text, (text, whole.output_text)
+  assert numbers == list(range(len(numbers))), numbers
+  assert types[:2] == ["response.created", "response.in_progress"], types
+  assert types[-1] == "response." + whole.status, types
+  # The client's own helper puts the events together and checks that they fit.
+  with s.client.responses.stream(
+    model=s.model, input="What is the capital of France?", max_output_tokens=32, temperature=0) as stream:
+    for event in stream:
+      pass
+    if whole.status == "completed":
+      assert stream.get_final_response().output_text == whole.output_text
+
+
+@check
+def responses_follow_each_other(s):
+  has_template(s)
+  first = respond(s, input="My name is Ada.")
+  second = respond(s, input="What is my name?", previous_response_id=first.id)
+  assert second.previous_response_id == first.id, second
+  spelt = respond(s, input=[
+    {"role": "user", "content": "My name is Ada."}, {"role": "assistant", "content": first.output_text},
+    {"role": "user", "content": "What is my name?"}])
+  assert second.output_text == spelt.output_text, (second.output_text, spelt.output_text)
+  assert second.usage.input_tokens == spelt.usage.input_tokens, (second.usage, spelt.usage)
+  expect_error(
+    openai.NotFoundError, 404, lambda: respond(s, previous_response_id="resp_none"), parameter="previous_response_id")
+
+
+class Person(pydantic.BaseModel):
+  name: str
+  age: int
+
+
+@check
+def responses_parse_into_a_model(s):
+  has_template(s)
+  # Without a limit, so that the text is whole whatever the model writes.
+  answer = s.client.responses.parse(
+    model=s.model, input="Extract: Bob is 7 years old.", text_format=Person, temperature=0, max_output_tokens=200)
+  assert answer.status == "completed", answer
+  assert isinstance(answer.output_parsed, Person), answer.output
+  assert answer.text.format.name == "Person", answer.text
+
+
+@check
+def responses_call_tools(s):
+  has_template(s)
+  tool = {"type": "function", **WEATHER["function"], "strict": False}
+  try:
+    answer = respond(
+      s, input="What is the weather in Oslo?", tools=[tool], max_output_tokens=64,
+      tool_choice={"type": "function", "name": "get_weather"})
+  except openai.BadRequestError as error:
+    if error.param == "tool_choice":
+      raise Skip("the chat template shows no format of tool calls") from error
+    raise
+  calls = [item for item in answer.output if item.type == "function_call"]
+  assert calls and calls[0].name == "get_weather" and calls[0].call_id, answer.output
+  if answer.status == "completed":
+    assert isinstance(json.loads(calls[0].arguments), dict), calls
+  # The loop closes: the call's result is taken under its id.
+  final = respond(
+    s, previous_response_id=answer.id, tools=[tool],
+    input=[{"type": "function_call_output", "call_id": calls[0].call_id, "output": "Snow, -3 degrees."}])
+  assert final.output, final
+
+
+@check
+def responses_in_the_background(s):
+  has_template(s)
+  answer = respond(s, background=True)
+  assert answer.status == "queued", answer
+  deadline = time.time() + 60
+  while answer.status in ("queued", "in_progress"):
+    assert time.time() < deadline, answer
+    time.sleep(0.05)
+    answer = s.client.responses.retrieve(answer.id)
+  assert answer.output_text == respond(s).output_text, answer
+  long = respond(s, background=True, max_output_tokens=1500, input="Count.", extra_body={"ignore_eos": True})
+  cancelled = s.client.responses.cancel(long.id)
+  assert cancelled.status in ("cancelled", "incomplete"), cancelled
+
+
+@check
+def bad_responses_are_bad_requests(s):
+  expect_error(openai.BadRequestError, 400, lambda: respond(s, temperature=-1), parameter="temperature")
+  expect_error(openai.BadRequestError, 400, lambda: respond(s, input=[]), parameter="input")
+  expect_error(
+    openai.BadRequestError, 400, lambda: respond(s, tools=[{"type": "web_search"}]), parameter="tools[0].type")
+  expect_error(openai.NotFoundError, 404, lambda: respond(s, model="no-such-model"), "model_not_found", "model")
+
+
+@check
+def files(s):
+  content = b"line one\r\n\x00\xff" * 1000
+  made = s.client.files.create(file=("data.bin", io.BytesIO(content)), purpose="user_data")
+  assert made.bytes == len(content) and made.filename == "data.bin" and made.status == "processed", made
+  assert s.client.files.retrieve(made.id) == made
+  assert s.client.files.content(made.id).read() == content
+  assert made.id in [file.id for file in s.client.files.list(purpose="user_data")]
+  assert s.client.files.delete(made.id).deleted
+  expect_error(openai.NotFoundError, 404, lambda: s.client.files.retrieve(made.id), parameter="file_id")
+  expect_error(
+    openai.BadRequestError, 400, lambda: s.client.files.create(file=("a", b"x"), purpose="fun"), parameter="purpose")
+
+
+def run_batch(s, lines, endpoint):
+  """Runs a batch and returns it with the lines of its output and error files, by custom_id."""
+  text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+  file = s.client.files.create(file=("in.jsonl", text.encode()), purpose="batch")
+  batch = s.client.batches.create(
+    input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"k": "v"})
+  assert batch.status == "validating" and batch.metadata == {"k": "v"}, batch
+  deadline = time.time() + 120
+  while batch.status not in ("completed", "failed", "expired", "cancelled"):
+    assert time.time() < deadline, batch
+    time.sleep(0.05)
+    batch = s.client.batches.retrieve(batch.id)
+  assert batch.id in [one.id for one in s.client.batches.list(limit=5).data], batch
+  results = []
+  for name in (batch.output_file_id, batch.error_file_id):
+    text = s.client.files.content(name).text if name else ""
+    results.append({line["custom_id"]: line for line in map(json.loads, text.splitlines())})
+  return batch, results[0], results[1]
+
+
+@check
+def batches(s):
+  def line(name, **body):
+    body = {"model": s.model, "prompt": name, "max_tokens": 4, "temperature": 0, **body}
+    return {"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body}
+
+  names = [f"story {index}" for index in range(20)]
+  batch, output, errors = run_batch(
+    s, [line(name) for name in names] + ["{broken", line("bad", temperature=-1)], "/v1/completions")
+  assert batch.status == "completed", batch
+  counts = batch.request_counts
+  assert (counts.total, counts.completed, counts.failed) == (22, 20, 2), counts
+  assert list(output) == names, list(output)
+  for name in names[:3]:
+    text = s.complete(prompt=name, max_tokens=4).choices[0].text
+    assert output[name]["response"]["body"]["choices"][0]["text"] == text, (name, output[name])
+  assert errors[None]["error"]["code"] == "invalid_json_line", errors
+  assert errors["bad"]["response"]["status_code"] == 400, errors
+
+
+@check
+def batches_of_other_endpoints(s):
+  has_template(s)
+  messages = [{"role": "user", "content": "Hello"}]
+  for endpoint, body in [
+    ("/v1/chat/completions", {"messages": messages, "max_tokens": 4}),
+    ("/v1/responses", {"input": "Hello", "max_output_tokens": 4}),
+  ]:
+    line = {"custom_id": "a", "method": "POST", "url": endpoint, "body": {"model": s.model, **body}}
+    batch, output, _ = run_batch(s, [line], endpoint)
+    assert batch.status == "completed" and output["a"]["response"]["status_code"] == 200, (batch, output)
+
+
+@check
+def bad_batches_are_bad_requests(s):
+  def create(**fields):
+    return s.client.batches.create(
+      **{"input_file_id": "file-none", "endpoint": "/v1/completions", "completion_window": "24h", **fields})
+
+  expect_error(openai.NotFoundError, 404, create, parameter="input_file_id")
+  expect_error(openai.BadRequestError, 400, lambda: create(endpoint="/generate"), parameter="endpoint")
+  file = s.client.files.create(file=("a.jsonl", b"{}"), purpose="user_data")
+  expect_error(openai.BadRequestError, 400, lambda: create(input_file_id=file.id), parameter="input_file_id")
+  expect_error(openai.NotFoundError, 404, lambda: s.client.batches.retrieve("batch_none"))
 
 
 def main():

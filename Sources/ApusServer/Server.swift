@@ -98,6 +98,8 @@ public final class Server: Sendable {
   /// Drains and stops the server: new requests are refused, running ones finish (or are aborted when the configuration's
   /// `drainTimeout` has passed), then `run()` returns. Returns when everything has ended; a second call returns at once.
   public func shutdown() async {
+    // First, so that no line begins once requests are refused.
+    state.stateful?.batches.beginStopping()
     guard state.beginDraining() else { return }
     logger.info("Draining: waiting for \(state.active.count) requests.")
     let limit = state.configuration.drainTimeout

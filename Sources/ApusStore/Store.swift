@@ -216,19 +216,20 @@ public final class Store: ResponseStore {
     }
   }
 
-  public func conversation(endingAt id: String, limit: Int) async throws(EngineError) -> [StoredResponse] {
+  public func conversation(
+    endingAt id: String, limit: Int, byteLimit: Int
+  ) async throws(EngineError) -> [StoredResponse] {
     try await read { db in
-      // UNION ends a conversation that bites its own tail.
       try Row.fetchAll(
         db,
         sql: """
-          WITH RECURSIVE link (number, previousID, depth) AS (
-            SELECT number, previousID, 1 FROM response WHERE id = ?1
+          WITH RECURSIVE link (number, previousID, depth, bytes) AS (
+            SELECT number, previousID, 1, size FROM response WHERE id = ?1
             UNION
-            SELECT response.number, response.previousID, depth + 1
-            FROM response JOIN link ON response.id = link.previousID WHERE depth < ?2)
+            SELECT response.number, response.previousID, depth + 1, bytes + response.size
+            FROM response JOIN link ON response.id = link.previousID WHERE depth < ?2 AND bytes < ?3)
           SELECT response.* FROM link JOIN response USING (number) ORDER BY depth DESC
-          """, arguments: [id, limit]
+          """, arguments: [id, limit, byteLimit]
       ).map(StoredResponse.init(row:))
     }
   }
@@ -319,14 +320,20 @@ public final class Store: ResponseStore {
 
   public func read(file id: String, from offset: Int) async throws(EngineError) -> [UInt8] {
     try await read { db in
-      let row = try Row.fetchOne(
+      // From the chunk that holds the offset on. Chunks may be as small as a line, so several are given at once.
+      let chunks = try Row.fetchCursor(
         db,
         sql: """
-          SELECT position, bytes FROM fileChunk WHERE file = (SELECT number FROM file WHERE id = ?1) AND position <= ?2
-          ORDER BY position DESC LIMIT 1
+          SELECT position, bytes FROM fileChunk WHERE file = (SELECT number FROM file WHERE id = ?1) AND position >=
+            (SELECT max(position) FROM fileChunk WHERE file = (SELECT number FROM file WHERE id = ?1) AND position <= ?2)
+          ORDER BY position
           """, arguments: [id, offset])
-      guard let row else { return [] }
-      return try row.withUnsafeData(atIndex: 1) { Array($0?.dropFirst(offset - row[0]) ?? .init()) }
+      var found: [UInt8] = []
+      while found.count < pieceSize, let row = try chunks.next() {
+        let position: Int = row[0]
+        try row.withUnsafeData(atIndex: 1) { found += $0?.dropFirst(max(0, offset - position)) ?? .init() }
+      }
+      return found
     }
   }
 
@@ -457,6 +464,9 @@ public final class Store: ResponseStore {
     }
   }
 }
+
+/// How many bytes of a file are given at once, but for the last chunk's.
+private let pieceSize = 256 << 10
 
 // MARK: Rows
 

@@ -229,7 +229,7 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
       let id = try await withStore(first, store, configuration) { client, _ in
         let id = try await client.batch(lines)
         _ = try await until({ try await client.get("/v1/batches/\(id)").json }) {
-          $0["request_counts"]?["completed"] == 6
+          $0["request_counts"]?["completed"] == 6 && first.inFlight == 2
         }
         #expect(try await client.get("/v1/batches/\(id)").json["status"] == "in_progress")
         store.close()
@@ -263,7 +263,8 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
       let id = try await client.batch(lines)
       _ = try await until({ service.inFlight }) { $0 == 2 }
       async let shutdown: Void = server.shutdown()
-      try await Task.sleep(for: .milliseconds(30))
+      // Once the server refuses work it begins no more lines either.
+      _ = try await until({ try await client.post("/v1/batches", [:]).status }) { $0 == 503 }
       service.release()
       await shutdown
       #expect(try await client.get("/v1/batches/\(id)").json["request_counts"]?["completed"] == 2)
@@ -324,6 +325,33 @@ private func line(_ name: String, _ body: JSONValue = ["prompt": "a", "max_token
       #expect(done["status"] == "completed")
       #expect(try await client.post("/v1/batches/\(waiting)/cancel", [:]).json == done)
     }
+  }
+
+  @Test func whatIsLeftAfterTheWindowExpires() async throws {
+    let store = try Store()
+    try await store.beginFile("f", created: 1)
+    try await store.append(Array((line("a") + "\n" + line("b")).utf8), toFile: "f")
+    _ = try await store.finishFile(StoredFile(id: "f", created: 1, name: "f", purpose: "batch"))
+    try await store.insert(
+      StoredBatch(
+        id: "batch_1", created: 1, isFinished: false,
+        object: JSONObject([
+          ("status", "in_progress"), ("endpoint", "/v1/completions"), ("input_file_id", "f"), ("expires_at", 2),
+          ("request_counts", ["total": 2, "completed": 0, "failed": 0]),
+        ])))
+    try await store.record(BatchResult(line: 0, isError: false, bytes: Array("{}\n".utf8)), inBatch: "batch_1")
+    let service = FakeService()
+    try await withStore(service, store) { client, server in
+      try await server.resume()
+      let ended = try await client.end(of: "batch_1")
+      #expect(ended["status"] == "expired")
+      #expect(ended["request_counts"] == ["total": 2, "completed": 1, "failed": 1])
+      #expect(try await client.lines(of: ended["output_file_id"]) == [[:]])
+      let error = try await client.lines(of: ended["error_file_id"])[0]
+      #expect(error["custom_id"] == "b")
+      #expect(error["error"]?["code"] == "batch_expired")
+    }
+    #expect(service.requests.isEmpty)
   }
 
   @Test func badBatches() async throws {

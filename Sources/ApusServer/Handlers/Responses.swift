@@ -111,8 +111,9 @@ extension ServerState {
 
   /// The items of a conversation up to and including a response.
   private func history(endingAt id: String) async throws(EngineError) -> [JSONValue] {
-    // A longer conversation would not fit any context.
-    let chain = try await requireStore().conversation(endingAt: id, limit: 1024)
+    // Far more than fits the context, unless turns are left out.
+    let limit = 1024
+    let chain = try await requireStore().conversation(endingAt: id, limit: limit, byteLimit: 64 << 20)
     func refuse(_ code: EngineError.Code, _ message: String) -> EngineError {
       EngineError(code, message, parameter: "previous_response_id")
     }
@@ -121,6 +122,9 @@ extension ServerState {
     }
     if !last.isFinished { throw refuse(.invalidRequest, "The response \(id) is not finished; wait for it.") }
     if let missing = chain[0].previousID {
+      if try await requireStore().response(missing) != nil {
+        throw refuse(.invalidRequest, "The conversation of \(id) is longer than \(limit) responses or 64 MiB.")
+      }
       throw refuse(.notFound, "The conversation of \(id) is not whole: \(missing) has been deleted.")
     }
     var items: [JSONValue] = []

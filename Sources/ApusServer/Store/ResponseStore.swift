@@ -16,9 +16,14 @@ public protocol ResponseStore: Sendable {
   func response(_ id: String) async throws(EngineError) -> StoredResponse?
   /// A response and those before it in its conversation, oldest first; empty if there is none of that id.
   ///
-  /// - Parameter limit: at most so many. A conversation of which not all is given begins with a response that has a
-  ///   `previousID`.
-  func conversation(endingAt id: String, limit: Int) async throws(EngineError) -> [StoredResponse]
+  /// A conversation of which not all is given begins with a response that has a `previousID`.
+  ///
+  /// - Parameters:
+  ///   - limit: at most so many responses.
+  ///   - byteLimit: no more once so many bytes are reached.
+  func conversation(
+    endingAt id: String, limit: Int, byteLimit: Int
+  ) async throws(EngineError) -> [StoredResponse]
   /// Forgets a response. Returns whether there was one.
   func deleteResponse(_ id: String) async throws(EngineError) -> Bool
   /// The responses that were being made when they were last saved.

@@ -46,13 +46,13 @@ final class BatchRunner: Sendable {
     }
   }
 
+  /// Begins no more lines from now on.
+  func beginStopping() { state.withLock { $0.isStopping = true } }
+
   /// Begins no more lines, and returns when those in work have ended.
   func stop() async {
-    let loop = state.withLock { state in
-      state.isStopping = true
-      return state.loop
-    }
-    await loop?.value
+    beginStopping()
+    await state.withLock { $0.loop }?.value
   }
 
   /// Makes the lines of a batch that are in work end soon. The batch's state in the store says that it is to end.
