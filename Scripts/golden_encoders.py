@@ -108,7 +108,8 @@ def encoder(name: str, config: dict) -> dict:
             case["last"] = rounded(hidden[-1].tolist())
             case["mean"] = rounded(hidden.mean(0).tolist())
         cases.append(case)
-    return {"config": config, "seed": SEED, "cases": cases}
+    # What save_pretrained would write.
+    return {"config": config, "seed": SEED, "names": list(model.state_dict()), "cases": cases}
 
 
 @torch.no_grad()
@@ -121,7 +122,8 @@ def decoder(config: dict) -> dict:
         hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
         cases.append(
             {"tokens": tokens, "last": rounded(hidden[-1].tolist()), "mean": rounded(hidden.mean(0).tolist())})
-    return {"config": config, "seed": SEED, "cases": cases}
+    # What save_pretrained of the model without its output layer would write, as embedding models are stored.
+    return {"config": config, "seed": SEED, "names": list(model.model.state_dict()), "cases": cases}
 
 
 def main():

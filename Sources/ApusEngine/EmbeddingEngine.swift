@@ -110,9 +110,16 @@ public final class EmbeddingEngine: GenerationService, EmbeddingService {
     } else {
       // One sequence at a time needs pages for one sequence.
       options.maxRunningRequests = 1
-      let loaded = try ModelLoader.load(options, backend: backend, progress: report)
-      let pooling =
-        try GGUFFiles.find(options.path) == nil ? try PoolingConfiguration(directory: options.path) : .init()
+      let isGGUF = try GGUFFiles.find(options.path) != nil
+      let loaded: LoadedModel
+      if isGGUF || options.loadFormat != .safetensors {
+        loaded = try ModelLoader.load(options, backend: backend, progress: report)
+      } else {
+        let decoder = try BareDecoder(directory: options.path, helper: backend)
+        loaded = try ModelLoader.load(
+          decoder.configuration, store: decoder.store, options: options, backend: backend, progress: report)
+      }
+      let pooling = isGGUF ? PoolingConfiguration() : try PoolingConfiguration(directory: options.path)
       network = DecoderNetwork(loaded: loaded, pooling: pooling)
     }
     return EmbeddingEngine(

@@ -21,6 +21,9 @@ typedef struct {
   int64_t grain;
 } encoder_rows;
 
+// Rows whose attention is computed together.
+enum { rows_together = 4 };
+
 // Rows of one sequence that attend to all rows of the sequence.
 typedef struct {
   int32_t first;
@@ -95,9 +98,9 @@ static void attention_task(void *argument, int chunk, int thread) {
   const encoder_attention *a = argument;
   const encoder_block *block = a->blocks + chunk / a->heads;
   int64_t width = apus_round_up(block->sequence_last - block->sequence_first, 16);
-  // Keys with positions side by side, then one row of scores.
+  // Keys with positions side by side, then the scores of some rows.
   float *scratch = apus_scratch_reserve(
-      &a->context->local[thread], (size_t)(width * (a->head_dimension + 1)) * sizeof(float));
+      &a->context->local[thread], (size_t)(width * (a->head_dimension + rows_together)) * sizeof(float));
   attend_block[a->context->isa](a, block, chunk % a->heads, scratch);
 }
 
@@ -154,7 +157,8 @@ static void FN(layer_norm_rows)(const encoder_rows *a, int64_t first, int64_t la
     for (int64_t i = 0; i < columns; i += 16) {
       int64_t count = apus_min(16, columns - i);
       vf v = FN(load_some)(out + i, count) * factor;
-      FN(store_some)(out + i, FN(fma)(v, FN(load_some)(a->weight + i, count), FN(load_some)(a->bias + i, count)), count);
+      vf scaled = FN(fma)(v, FN(load_some)(a->weight + i, count), FN(load_some)(a->bias + i, count));
+      FN(store_some)(out + i, scaled, count);
     }
   }
 }
@@ -215,40 +219,59 @@ static void FN(attend_block)(const encoder_attention *a, const encoder_block *bl
   for (int64_t j = length; j < width; j++) {
     for (int c = 0; c < d; c++) keys[c * width + j] = 0;
   }
-  for (int64_t row = block->first; row < block->last; row++) {
-    const float *q = a->q + row * a->stride + offset;
-    float *out = a->out + row * a->out_stride + offset;
-    vf greatest = (vf)-INFINITY;
+  // Keys and values are read once for some rows together.
+  for (int64_t row = block->first; row < block->last; row += rows_together) {
+    const float *q[rows_together];
+    vf greatest[rows_together];
+    // A group that is not full computes its last row again.
+    APUS_UNROLL for (int i = 0; i < rows_together; i++) {
+      q[i] = a->q + apus_min(row + i, block->last - 1) * a->stride + offset;
+      greatest[i] = (vf)-INFINITY;
+    }
     for (int64_t j = 0; j < width; j += 16) {
-      vf score = 0;
-      for (int c = 0; c < d; c++) score = FN(fma)((vf)q[c], FN(load)(keys + c * width + j), score);
-      score *= a->scale;
-      FN(store)(scores + j, score);
-      if (j + 16 > length) {
-        for (int64_t i = length; i < j + 16; i++) scores[i] = -INFINITY;
-        score = FN(load)(scores + j);
+      vf score[rows_together];
+      APUS_UNROLL for (int i = 0; i < rows_together; i++) score[i] = 0;
+      for (int c = 0; c < d; c++) {
+        vf key = FN(load)(keys + c * width + j);
+        APUS_UNROLL for (int i = 0; i < rows_together; i++) score[i] = FN(fma)((vf)q[i][c], key, score[i]);
       }
-      greatest = FN(max)(score, greatest);
+      APUS_UNROLL for (int i = 0; i < rows_together; i++) {
+        float *to = scores + i * width + j;
+        score[i] *= a->scale;
+        FN(store)(to, score[i]);
+        if (j + 16 > length) {
+          for (int64_t lane = length - j; lane < 16; lane++) to[lane] = -INFINITY;
+          score[i] = FN(load)(to);
+        }
+        greatest[i] = FN(max)(score[i], greatest[i]);
+      }
     }
-    float most = FN(largest)(greatest);
-    vf total = 0;
-    for (int64_t j = 0; j < width; j += 16) {
-      vf weight = FN(exp)(FN(load)(scores + j) - most);
-      FN(store)(scores + j, weight);
-      total += weight;
+    float factor[rows_together];
+    for (int i = 0; i < rows_together; i++) {
+      float most = FN(largest)(greatest[i]);
+      vf total = 0;
+      for (int64_t j = 0; j < width; j += 16) {
+        vf weight = FN(exp)(FN(load)(scores + i * width + j) - most);
+        FN(store)(scores + i * width + j, weight);
+        total += weight;
+      }
+      factor[i] = 1.0f / FN(sum)(total);
     }
-    float factor = 1.0f / FN(sum)(total);
+    int count = (int)apus_min(rows_together, block->last - row);
     for (int c = 0; c < d; c += 16) {
-      int64_t count = apus_min(16, d - c);
-      vf sum = 0;
-      if (count == 16) {
-        for (int64_t j = 0; j < length; j++) sum = FN(fma)((vf)scores[j], FN(load)(v + j * a->stride + c), sum);
-      } else {
-        for (int64_t j = 0; j < length; j++) {
-          sum = FN(fma)((vf)scores[j], FN(load_some)(v + j * a->stride + c, count), sum);
+      int64_t columns = apus_min(16, d - c);
+      vf sum[rows_together];
+      APUS_UNROLL for (int i = 0; i < rows_together; i++) sum[i] = 0;
+      for (int64_t j = 0; j < length; j++) {
+        const float *from = v + j * a->stride + c;
+        vf value = columns == 16 ? FN(load)(from) : FN(load_some)(from, columns);
+        APUS_UNROLL for (int i = 0; i < rows_together; i++) {
+          sum[i] = FN(fma)((vf)scores[i * width + j], value, sum[i]);
         }
       }
-      FN(store_some)(out + c, sum * factor, count);
+      for (int i = 0; i < count; i++) {
+        FN(store_some)(a->out + (row + i) * a->out_stride + offset + c, sum[i] * factor[i], columns);
+      }
     }
   }
 }

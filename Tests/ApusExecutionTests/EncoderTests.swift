@@ -24,9 +24,7 @@ struct EncoderTests {
     settings.normalizes = false
     return try EncoderModel(
       configuration, pooling: settings,
-      store: DummyWeights(
-        seed: UInt64(golden["seed"]!.intValue!), initializerRange: configuration.initializerRange),
-      backend: backend, maxTokensPerPass: 256)
+      store: NamedWeights(golden, configuration.initializerRange), backend: backend, maxTokensPerPass: 256)
   }
 
   static func inputs(_ golden: JSONValue) -> [EmbeddingInput] {
@@ -93,16 +91,21 @@ struct EncoderTests {
   @Test func pooledDecoderEqualsTransformers() throws {
     let golden = try Paths.json("\(Self.directory)/decoder-qwen3.json")
     let configuration = try ModelConfiguration(json: golden["config"]!)
+    // As sentence-transformers stores it: the bare class, no prefix, no output layer.
+    var fields = golden["config"]!.objectValue!
+    fields["architectures"] = ["Qwen3Model"]
+    let config = JSONValue.object(fields)
     for backend in testBackends {
       var options = ModelOptions(path: "")
       options.maxTokensPerStep = 32
       options.maxRunningRequests = 1
       options.kvCacheBytes = 4 << 20
+      let decoder = try BareDecoder(
+        json: config, checkpoint: NamedWeights(golden, configuration.initializerRange, drawnUnder: "model.")
+      ) { _ in fatalError("Nothing is quantised.") }
+      #expect(decoder.configuration.tiedEmbeddings && decoder.configuration.architecture == "Qwen3ForCausalLM")
       let model = try ModelLoader.load(
-        configuration,
-        store: DummyWeights(
-          seed: UInt64(golden["seed"]!.intValue!), initializerRange: configuration.initializerRange),
-        options: options, backend: backend)
+        decoder.configuration, store: decoder.store, options: options, backend: backend)
       for expected in golden["cases"]!.arrayValue! {
         let tokens = expected["tokens"]!.tokenIDs
         for pooling in [EmbeddingInformation.Pooling.last, .mean] {
@@ -142,6 +145,7 @@ struct EncoderTests {
     fails(["num_attention_heads": 3], .invalidCheckpoint, "multiple")
     fails(["hidden_act": "mish"], .unsupported, "mish")
     fails(["position_embedding_type": "relative_key"], .unsupported, "relative_key")
+    fails(["quantization_config": ["quant_method": "gptq"]], .unsupported, "quantization_config")
     fails(["is_decoder": true], .unsupported, "is_decoder")
     fails(["vocab_size": 0], .invalidCheckpoint, "vocab_size")
     fails(
@@ -191,5 +195,32 @@ struct EncoderTests {
     #expect(message()?.contains("outside") == true)
     try write("modules.json", "{")
     #expect(message()?.contains("modules.json") == true)
+  }
+}
+
+/// Random weights under the names that transformers stores, and no others.
+private struct NamedWeights: WeightStore {
+  let names: Set<String>
+  let weights: DummyWeights
+  /// Put before a name without prefix for the drawing of its numbers.
+  let drawnUnder: String
+
+  init(_ golden: JSONValue, _ initializerRange: Float, drawnUnder: String = "") {
+    names = Set(golden["names"]!.arrayValue!.map { $0.stringValue! })
+    weights = DummyWeights(seed: UInt64(golden["seed"]!.intValue!), initializerRange: initializerRange)
+    self.drawnUnder = drawnUnder
+  }
+
+  var origin: String { "the golden file" }
+  var byteCount: Int { 0 }
+
+  func contains(_ name: String) -> Bool { names.contains(name) }
+
+  func dtype(of name: String) -> DType? { contains(name) ? .float32 : nil }
+
+  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
+    guard contains(name) else { throw EngineError(.invalidCheckpoint, "There is no weight \(name).") }
+    let bare = ["bert.", "roberta."].first { name.hasPrefix($0) }.map { String(name.dropFirst($0.count)) } ?? name
+    return try weights.load(drawnUnder + bare, shape: shape, role: role)
   }
 }

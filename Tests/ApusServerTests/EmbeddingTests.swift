@@ -3,16 +3,8 @@ import ApusServer
 import ApusTesting
 import Foundation
 import HTTPTypes
-import HummingbirdTesting
+import Synchronization
 import Testing
-
-/// Calls the routes of a server over any service, without a socket.
-private func withRoutes<Value: Sendable>(
-  of service: any GenerationService, _ body: @Sendable (RouteClient) async throws -> Value
-) async throws -> Value {
-  let server = try Server(service: service, configuration: testConfiguration(), logger: quietLogger)
-  return try await server.makeApplication().test(.router) { try await body(RouteClient(client: $0)) }
-}
 
 private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void = { _ in }) -> FakeEmbeddingService {
   var configuration = FakeEmbeddingService.Configuration()
@@ -23,7 +15,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 @Suite struct EmbeddingTests {
   @Test func answersWithOpenAIsShape() async throws {
     let service = fake { $0.dimensions = 4 }
-    let answer = try await withRoutes(of: service) { client in
+    let answer = try await withRoutes(service) { client in
       try await client.post("/v1/embeddings", ["input": "ab", "model": "fake-embedding", "user": "u"])
     }
     #expect(answer.status == 200)
@@ -37,7 +29,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 
   @Test func takesTextsAndTokensInAllForms() async throws {
     let service = fake()
-    try await withRoutes(of: service) { client in
+    try await withRoutes(service) { client in
       for (input, count) in [
         ("a", 1), (["a", "b"], 2), ([97, 98], 1), ([[97], [98, 99]], 2), (["a", [98]], 2),
       ] as [(JSONValue, Int)] {
@@ -50,7 +42,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
   }
 
   @Test func base64HoldsTheSameNumbers() async throws {
-    try await withRoutes(of: fake { $0.dimensions = 7 }) { client in
+    try await withRoutes(fake { $0.dimensions = 7 }) { client in
       let plain = try await client.post("/v1/embeddings", ["input": "hello", "encoding_format": "float"])
       let coded = try await client.post("/v1/embeddings", ["input": "hello", "encoding_format": "base64"])
       let numbers = try #require(plain.json["data"]?[0]?["embedding"]?.arrayValue).map { Float($0.doubleValue!) }
@@ -62,7 +54,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
   }
 
   @Test func dimensionsCutAndNormalise() async throws {
-    try await withRoutes(of: fake { $0.dimensions = 4 }) { client in
+    try await withRoutes(fake { $0.dimensions = 4 }) { client in
       let answer = try await client.post("/v1/embeddings", ["input": "ab", "dimensions": 2])
       let numbers = try #require(answer.json["data"]?[0]?["embedding"]?.arrayValue).map { $0.doubleValue! }
       #expect(numbers.count == 2)
@@ -72,7 +64,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 
   @Test func longTextsAreRefusedOrCut() async throws {
     let service = fake { $0.contextLength = 6 }
-    try await withRoutes(of: service) { client in
+    try await withRoutes(service) { client in
       let refused = try await client.post("/v1/embeddings", ["input": "abcdefgh"])
       #expect(refused.status == 400 && refused.code == "context_length_exceeded")
       let cut = try await client.post("/v1/embeddings", ["input": "abcdefgh", "truncate_prompt_tokens": -1])
@@ -96,7 +88,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
     ] as [(JSONValue, String)])
   func mistakesAreNamed(body: JSONValue, parameter: String) async throws {
     let service = fake()
-    let answer = try await withRoutes(of: service) { try await $0.post("/v1/embeddings", body) }
+    let answer = try await withRoutes(service) { try await $0.post("/v1/embeddings", body) }
     #expect(answer.status == (parameter == "model" ? 404 : 400), "\(body)")
     #expect(answer.parameter == parameter, "\(body): \(answer.text)")
     #expect(service.calls.isEmpty)
@@ -104,7 +96,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 
   @Test func limitsHold() async throws {
     let service = fake { $0.contextLength = 1 << 20 }
-    try await withRoutes(of: service) { client in
+    try await withRoutes(service) { client in
       let many = try await client.post("/v1/embeddings", ["input": .array(Array(repeating: "a", count: 2049))])
       #expect(many.status == 400 && many.parameter == "input" && many.error.contains("2048"))
       let long = try await client.post("/v1/embeddings", ["input": .string(String(repeating: "a", count: 300_000))])
@@ -115,23 +107,23 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 
   @Test func theServicesErrorsArrive() async throws {
     let service = fake { $0.failure = EngineError(.queueFull, "Full.") }
-    let answer = try await withRoutes(of: service) { try await $0.post("/v1/embeddings", ["input": "a"]) }
+    let answer = try await withRoutes(service) { try await $0.post("/v1/embeddings", ["input": "a"]) }
     #expect(answer.status == 429 && answer.headers[.retryAfter] == "1")
   }
 
   @Test func eachModelSaysWhatItCannotDo() async throws {
-    try await withRoutes(of: fake()) { client in
+    try await withRoutes(fake()) { client in
       let text = try await client.post("/v1/completions", ["prompt": "a"])
       #expect(text.status == 400 && text.code == "unsupported_value")
       let labels = try await client.post("/v1/score", ["query": "a", "items": ["b"], "label_token_ids": [1]])
       #expect(labels.status == 400 && labels.error.contains("text_1"))
       #expect(try await client.get("/health_generate").status == 200)
     }
-    try await withRoutes(of: fake { $0.labelCount = 1 }) { client in
+    try await withRoutes(fake { $0.labelCount = 1 }) { client in
       let vectors = try await client.post("/v1/embeddings", ["input": "a"])
       #expect(vectors.status == 400 && vectors.error.contains("/v1/rerank"))
     }
-    try await withRoutes(of: fake { $0.labelCount = 3 }) { client in
+    try await withRoutes(fake { $0.labelCount = 3 }) { client in
       let answer = try await client.post("/v1/rerank", ["query": "a", "documents": ["b"]])
       #expect(answer.status == 400 && answer.error.contains("3 labels"))
     }
@@ -145,12 +137,71 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
       }
     }
   }
+
+  @Test(
+    arguments: [
+      (
+        "/v1/embeddings",
+        #"{"input":["a","bé"],"model":"fake-embedding","encoding_format":"base64","dimensions":3,"#
+          + #""truncate_prompt_tokens":-1,"user":"u"}"#
+      ),
+      ("/v1/embeddings", #"{"input":[[1,2],[3]],"encoding_format":"float","dimensions":8}"#),
+      ("/v1/score", #"{"text_1":"ab","text_2":["c","d \u00e9"],"truncate_prompt_tokens":9}"#),
+      (
+        "/v1/rerank",
+        #"{"query":"q","documents":["a",{"text":"b"}],"top_n":1,"return_documents":true,"model":"default"}"#
+      ),
+    ]) func mutatedBodiesAreRefusedOrAnswered(path: String, body: String) async throws
+  {
+    let seed: UInt64 = 0xE3_B0 + UInt64(body.utf8.count)
+    let statuses = try await withRoutes(fake()) { client in
+      var generator = SeededGenerator(seed: seed)
+      var statuses: [Int: Int] = [:]
+      for round in 0..<500 {
+        let mutated = String(decoding: HostileInputTests.mutate(body, &generator), as: UTF8.self)
+        let answer = try await client.send(.post, path, mutated)
+        #expect(
+          answer.status == 200 || (400..<500).contains(answer.status),
+          "seed \(seed), round \(round): \(answer.status) for \(mutated)")
+        statuses[answer.status, default: 0] += 1
+      }
+      return statuses
+    }
+    #expect((statuses[200] ?? 0) > 0 && (statuses[400] ?? 0) > 0)
+  }
+
+  @Test func aClosedConnectionCancelsTheRequest() async throws {
+    let wasCancelled = Mutex(false)
+    let service = fake {
+      $0.beforeAnswer = {
+        try? await Task.sleep(for: .seconds(60))
+        wasCancelled.withLock { $0 = Task.isCancelled }
+      }
+    }
+    /// Waits for something that happens within a moment.
+    @Sendable func wait(_ condition: @Sendable () -> Bool) async throws -> Bool {
+      for _ in 0..<2000 {
+        if condition() { return true }
+        try await Task.sleep(for: .milliseconds(10))
+      }
+      return false
+    }
+    try await withServer(service) { port, _ in
+      let client = try await RawClient(port: port)
+      let body = #"{"input":"a"}"#
+      try await client.send(
+        "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)")
+      #expect(try await wait { service.calls.count == 1 })
+      client.close()
+      #expect(try await wait { wasCancelled.withLock { $0 } })
+    }
+  }
 }
 
 @Suite struct ScoringTests {
   @Test func cosinesOfEmbeddings() async throws {
     let service = fake()
-    try await withRoutes(of: service) { client in
+    try await withRoutes(service) { client in
       let answer = try await client.post("/v1/score", ["text_1": "ab", "text_2": ["ab", "ba", "zzz"]])
       #expect(answer.status == 200)
       #expect(answer.json["object"] == "list")
@@ -173,7 +224,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
 
   @Test func crossEncodersJudgePairs() async throws {
     let service = fake { $0.labelCount = 1 }
-    try await withRoutes(of: service) { client in
+    try await withRoutes(service) { client in
       let answer = try await client.post("/v1/score", ["text_1": "ab", "text_2": ["ab", "xy"]])
       let scores = answer.json["data"]?.arrayValue?.compactMap { $0["score"]?.doubleValue } ?? []
       #expect(scores.count == 2 && abs(scores[0] - 1 / (1 + exp(-2.0))) < 1e-7 && scores[1] == 0.5)
@@ -186,7 +237,7 @@ private func fake(_ change: (inout FakeEmbeddingService.Configuration) -> Void =
   }
 
   @Test func rerankSorts() async throws {
-    try await withRoutes(of: fake { $0.labelCount = 1 }) { client in
+    try await withRoutes(fake { $0.labelCount = 1 }) { client in
       let body: JSONValue = ["query": "abc", "documents": ["x", "ab", ["text": "abc", "id": 7], "y"]]
       let answer = try await client.post("/v1/rerank", body)
       #expect(answer.status == 200)

@@ -22,6 +22,11 @@ import Testing
     ),
     ("/tokenize", #"{"prompt":["a","b \u00e9"],"add_special_tokens":false}"#),
     ("/detokenize", #"{"tokens":[[1,2],[3]],"skip_special_tokens":true}"#),
+    (
+      "/v1/score",
+      #"{"query":[1,2],"items":[[3],[4,5]],"label_token_ids":[7,8],"apply_softmax":true,"item_first":false,"#
+        + #""model":"fake/model"}"#
+    ),
     ("/abort_request", #"{"rid":"nobody","abort_all":false}"#),
     (
       "/v1/messages",
@@ -50,7 +55,7 @@ import Testing
     "NaN", "Infinity", "[1,\"a\",null,{}]", "99999999999999999999999999", "0x10", "'a'", "\u{FEFF}",
   ]
 
-  private static func mutate(_ text: String, _ generator: inout SeededGenerator) -> [UInt8] {
+  static func mutate(_ text: String, _ generator: inout SeededGenerator) -> [UInt8] {
     var bytes = Array(text.utf8)
     for _ in 0..<Int.random(in: 1...3, using: &generator) where !bytes.isEmpty {
       let start = Int.random(in: 0..<bytes.count, using: &generator)

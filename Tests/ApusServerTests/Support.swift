@@ -70,7 +70,7 @@ struct Answer: Sendable {
 
 /// Calls the routes of a server over a service, without a socket.
 func withRoutes<Value: Sendable>(
-  _ service: FakeService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),
+  _ service: any GenerationService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),
   logger: Logger = quietLogger, _ body: @Sendable (RouteClient) async throws -> Value
 ) async throws -> Value {
   let server = try Server(service: service, configuration: configuration, logger: logger)
@@ -79,7 +79,7 @@ func withRoutes<Value: Sendable>(
 
 /// Runs a server on a free loopback port for as long as `body` takes, then drains it.
 func withServer<Value: Sendable>(
-  _ service: FakeService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),
+  _ service: any GenerationService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),
   _ body: @Sendable (Int, Server) async throws -> Value
 ) async throws -> Value {
   let (ports, continuation) = AsyncStream<Int>.makeStream()

@@ -125,6 +125,9 @@ public struct EncoderConfiguration: Sendable, Equatable {
     if try fields.flag("is_decoder") ?? false {
       throw fields.unsupported("\"is_decoder\" asks for causal attention; only bidirectional encoders are implemented")
     }
+    if fields.value("quantization_config") != nil {
+      throw fields.unsupported("\"quantization_config\" is given; encoders are read from plain numbers only")
+    }
     let padding = fields.value("pad_token_id")?.intValue
     firstPosition = family == .roberta ? (padding ?? 1) + 1 : 0
     guard firstPosition >= 0, firstPosition < maxPositionEmbeddings else {
