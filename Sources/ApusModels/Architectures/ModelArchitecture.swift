@@ -20,6 +20,8 @@ struct ModelArchitecture: Sendable {
   var slidingWindows: @Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int]
   /// The sizes of multi-head latent attention; `nil` for families with K/V heads.
   var latentAttention: (@Sendable (ConfigurationFields) throws(EngineError) -> LatentAttentionConfiguration)?
+  /// Which layers are mixtures of experts; `nil` for families without any.
+  var experts: (@Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> ExpertConfiguration?)?
 
   /// All families.
   static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2]
