@@ -171,12 +171,12 @@ extension ModelConfiguration {
     qkvBias = try architecture.qkvBias(fields)
     attentionOutputBias = try architecture.attentionOutputBias(fields)
     mlpBias = try architecture.mlpBias(fields)
-    queryKeyNorm = architecture.queryKeyNorm
+    queryKeyNorm = try architecture.hasQueryKeyNorm?(fields) ?? architecture.queryKeyNorm
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(
       fields, headDimension: latentAttention?.rotaryDimension ?? headDimension,
-      maxPositionEmbeddings: maxPositionEmbeddings)
+      maxPositionEmbeddings: maxPositionEmbeddings, rotatedShare: architecture.rotatedShare)
     dtype = try Self.dtype(fields)
     quantization = try QuantizationConfiguration(fields)
     eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)
