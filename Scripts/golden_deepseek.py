@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden files of DeepSeek's families: Tests/ApusExecutionTests/Goldens/deepseek-*.json.
+"""Writes the golden files of DeepSeek's families and of GLM-4.5, which has DeepSeek-V3's experts:
+Tests/ApusExecutionTests/Goldens/deepseek-*.json and glm-*.json.
 
 As Scripts/golden_models.py, whose weights and search for clear margins it shares; this script knows in addition that
 transformers keeps all experts of a layer in one tensor and the router's correction as a buffer, and names both as
@@ -80,6 +81,18 @@ def v3(**changes):
            "num_nextn_predict_layers": 0, **changes})
 
 
+def glm(**changes):
+    """GLM-4.5: ordinary attention, half of each head rotated, and V3's router."""
+    config = base(
+        "Glm4MoeForCausalLM", "glm4_moe",
+        **{"norm_topk_prob": True, "rms_norm_eps": 1e-5, "head_dim": 12, "num_key_value_heads": 2, "n_group": 1,
+           "topk_group": 1, "first_k_dense_replace": 1, "partial_rotary_factor": 0.5, "num_nextn_predict_layers": 0,
+           **changes})
+    for key in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+        del config[key]
+    return config
+
+
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
 
 # name: (config, prompt length, served context length or None for the model's own)
@@ -116,7 +129,15 @@ EXPERTS = {
         v3(first_k_dense_replace=2, tie_word_embeddings=True, norm_topk_prob=False, n_group=1, topk_group=1,
            routed_scaling_factor=1.5, vocab_size=131, hidden_size=64), 40, None),
 }
-MODELS = DENSE | EXPERTS
+GLM = {
+    "glm-4.5": (
+        glm(use_qk_norm=True, attention_bias=True, routed_scaling_factor=2.5, num_attention_heads=6, num_key_value_heads=3),
+        40, None),
+    "glm-4.5-air": (
+        glm(n_routed_experts=11, num_experts_per_tok=3, head_dim=20, num_attention_heads=5, num_key_value_heads=1,
+            vocab_size=109), 33, None),
+}
+MODELS = DENSE | EXPERTS | GLM
 
 
 def main():

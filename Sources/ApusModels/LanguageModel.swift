@@ -124,8 +124,15 @@ public final class LanguageModel: Sendable {
     self.activationShape = ActivationShape(
       hidden: configuration.hiddenSize, queryWidth: latent == nil ? queryHeads * configuration.headDimension : 0,
       keyWidth: latent == nil ? kvHeads * configuration.headDimension : 0,
-      intermediate: configuration.intermediateSize / layout.denseTensorParallel,
-      latent: latent.map { LatentShape(heads: queryHeads, sizes: $0) })
+      intermediate: max(
+        configuration.intermediateSize / layout.denseTensorParallel,
+        configuration.experts?.sharedIntermediateSize ?? 0),
+      latent: latent.map { LatentShape(heads: queryHeads, sizes: $0) },
+      experts: configuration.experts.map {
+        ExpertShape(
+          expertCount: $0.expertCount, expertsPerToken: $0.expertsPerToken, intermediate: $0.intermediateSize,
+          hidden: configuration.hiddenSize)
+      })
   }
 
   /// Makes the table of rotations ready for positions 0..<count. Called before a pass that reaches so far.

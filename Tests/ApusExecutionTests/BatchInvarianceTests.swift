@@ -17,6 +17,7 @@ struct BatchInvarianceTests {
     ["architectures": ["MistralForCausalLM"], "sliding_window": 19, "hidden_size": 40, "intermediate_size": 51],
     ["architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 1, "vocab_size": 133],
     LatentModelTests.dense,
+    LatentModelTests.sparse,
   ]
 
   /// Requests with random prompts and parameters, some of which ask for log-probabilities.

@@ -134,7 +134,10 @@ struct ConfigurationTests {
   /// About 250 real configurations: each is read, or refused with one sentence that names the file.
   @Test(.enabled(if: Paths.dataHas("configs")))
   func realConfigurations() throws {
-    let known = Set(["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+    let known = Set([
+      "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "DeepseekV2ForCausalLM",
+      "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM",
+    ])
     var parsed = 0
     var refused = 0
     let files = FileManager.default.enumerator(atPath: Paths.data + "/configs")!
@@ -149,7 +152,12 @@ struct ConfigurationTests {
         #expect(error.code == .unsupported || error.code == .invalidCheckpoint)
         #expect(error.message.hasPrefix(file) && error.message.hasSuffix("."), "\(error.message)")
         let architectures = json["architectures"]?.arrayValue?.compactMap(\.stringValue) ?? []
-        #expect(!architectures.contains(where: known.contains), "\(error.message)")
+        // A family that is known may still be stored in a way that is not, and one file of a simulator names its experts in a
+        // way of its own.
+        let isKnown = architectures.contains(where: known.contains)
+        let isExpected =
+          error.message.contains("quantised with") || error.message.hasSuffix("n_routed_experts is missing.")
+        #expect(!isKnown || isExpected, "\(error.message)")
         refused += 1
       }
     }

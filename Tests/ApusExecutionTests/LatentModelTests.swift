@@ -15,6 +15,12 @@ struct LatentModelTests {
     ],
   ]
 
+  /// With experts in groups behind one dense layer.
+  static let sparse = dense.merging([
+    "first_k_dense_replace": 1, "n_routed_experts": 12, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2,
+    "n_shared_experts": 1, "moe_intermediate_size": 17, "norm_topk_prob": true, "routed_scaling_factor": 2.5,
+  ]) { $1 }
+
   @Test func theCacheHoldsLatentsAlone() throws {
     let loaded = try makeTinyModel(Self.dense) { $0.kvDType = .bfloat16 }
     // Two layers of 24 + 6 numbers of two bytes.
@@ -69,6 +75,51 @@ struct LatentModelTests {
     }
   }
 
+  @Test func expertsAreRead() throws {
+    func read(_ architecture: JSONValue, _ changes: [String: JSONValue]) throws -> ModelConfiguration {
+      var config = JSONObject([
+        ("architectures", [architecture]), ("hidden_size", 2048), ("intermediate_size", 10944),
+        ("num_hidden_layers", 27),
+        ("num_attention_heads", 16), ("num_key_value_heads", 16), ("vocab_size", 102_400), ("q_lora_rank", .null),
+        ("max_position_embeddings", 163_840), ("first_k_dense_replace", 1), ("n_routed_experts", 64),
+        ("num_experts_per_tok", 6), ("n_group", 1), ("topk_group", 1), ("n_shared_experts", 2),
+        ("moe_intermediate_size", 1408), ("moe_layer_freq", 1), ("norm_topk_prob", false),
+        ("routed_scaling_factor", 1.0),
+      ])
+      for (key, value) in changes { config[key] = value }
+      return try ModelConfiguration(json: .object(config))
+    }
+    // V2-Lite has 15.7 billion parameters.
+    let lite = try read("DeepseekV2ForCausalLM", ["topk_method": "greedy", "scoring_func": "softmax"])
+    let experts = try #require(lite.experts)
+    #expect(experts.score == .softmax && !experts.hasCorrection && !experts.normalizes && experts.scale == 1)
+    #expect(experts.sharedIntermediateSize == 2816 && !experts.covers(layer: 0) && experts.covers(layer: 26))
+    #expect(lite.parameterCount == 15_706_484_224)
+    // V3 has 671.03 billion.
+    let v3 = try read(
+      "DeepseekV3ForCausalLM",
+      [
+        "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "vocab_size": 129_280, "q_lora_rank": 1536, "first_k_dense_replace": 3, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "n_shared_experts": 1, "moe_intermediate_size": 2048,
+        "norm_topk_prob": true, "routed_scaling_factor": 2.5, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+      ])
+    #expect(v3.experts?.hasCorrection == true && v3.experts?.groupsPerToken == 4)
+    #expect(v3.parameterCount / 10_000_000 == 67_102)
+    for (changes, word) in [
+      (["n_routed_experts": .null], "n_routed_experts"), (["n_group": 7], "n_group"), (["topk_group": 2], "topk_group"),
+      (["num_experts_per_tok": 65], "num_experts_per_tok"), (["topk_method": "best"], "topk_method"),
+      (["scoring_func": "softmax"], "scoring_func"), (["first_k_dense_replace": -1], "first_k_dense_replace"),
+      (["n_group": 64, "topk_group": 64], "n_group"),
+    ] as [([String: JSONValue], String)] {
+      do {
+        _ = try read("DeepseekV3ForCausalLM", changes)
+        Issue.record("\(changes) was accepted")
+      } catch { #expect("\(error)".contains(word), "\(error)") }
+    }
+    #expect(throws: EngineError.self) { _ = try read("DeepseekV2ForCausalLM", ["norm_topk_prob": true]) }
+  }
+
   @Test func cachesOfEightBitsAreRefused() {
     for backend in [testBackends.first!, testBackends.last!] {
       for dtype in [DType.int8, .float8] {
@@ -86,7 +137,7 @@ struct LatentModelTests {
   /// A model wide enough that kernels split their work: chunks, company and numbers of threads change no bit.
   @Test(arguments: [WeightQuantization.stored, .int8])
   func threadsAndChunksChangeNothing(quantization: WeightQuantization) throws {
-    var changes = Self.dense
+    var changes = Self.sparse
     changes["hidden_size"] = 200
     changes["num_attention_heads"] = 5
     changes["num_key_value_heads"] = 5
@@ -124,7 +175,7 @@ struct LatentModelTests {
   /// A request that comes back after a retraction computes its output again as if it were prompt.
   @Test func recomputedOutputChangesNothing() throws {
     for backend in testBackends {
-      let loaded = try makeTinyModel(Self.dense, backend: backend)
+      let loaded = try makeTinyModel(Self.sparse, backend: backend)
       let prompt: [TokenID] = [3, 9, 27, 20, 60, 58, 52, 34]
       func run(_ given: [TokenID], _ count: Int) -> [TokenID] {
         var driver = Driver(model: loaded, generator: SeededGenerator(seed: 5))

@@ -20,9 +20,15 @@ struct ModelArchitecture: Sendable {
   var slidingWindows: @Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int]
   /// The sizes of multi-head latent attention; `nil` for families with K/V heads.
   var latentAttention: (@Sendable (ConfigurationFields) throws(EngineError) -> LatentAttentionConfiguration)?
+  /// Which layers are mixtures of experts; `nil` for families without any.
+  var experts: (@Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> ExpertConfiguration?)?
+  /// The share of each head that is rotated where `partial_rotary_factor` is absent.
+  var rotatedShare = 1.0
+  /// Whether each head of q and k is normalised; `nil` where the family alone says so, by `queryKeyNorm`.
+  var hasQueryKeyNorm: Flag?
 
   /// All families.
-  static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2]
+  static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2, glm4MoE]
 
   /// The family that a configuration names.
   static func select(_ fields: ConfigurationFields) throws(EngineError) -> ModelArchitecture {

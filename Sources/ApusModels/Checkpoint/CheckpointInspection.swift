@@ -115,10 +115,22 @@ package struct CheckpointInspection: Sendable {
   private mutating func describe(_ configuration: ModelConfiguration) {
     add("architecture", configuration.architecture)
     add("parameters", "\(configuration.parameterCount)")
+    let cached =
+      if let latent = configuration.latentAttention {
+        "latents of \(latent.cacheDimension) for K/V"
+      } else {
+        "\(configuration.kvHeads) for K/V"
+      }
     add(
       "layers",
       "\(configuration.layerCount) of width \(configuration.hiddenSize), \(configuration.queryHeads) heads of "
-        + "\(configuration.headDimension), \(configuration.kvHeads) for K/V")
+        + "\(configuration.headDimension), \(cached)")
+    if let experts = configuration.experts {
+      add(
+        "experts",
+        "\(experts.expertCount) of width \(experts.intermediateSize), \(experts.expertsPerToken) for each token, from layer "
+          + "\(experts.firstLayer) on")
+    }
     add("vocabulary", "\(configuration.vocabularySize)")
     add("context", "\(configuration.defaultContextLength) tokens")
   }

@@ -36,6 +36,8 @@ public struct ModelConfiguration: Sendable, Equatable {
   /// The sizes of multi-head latent attention; `nil` where layers have K/V heads. `kvHeads` is `queryHeads` with it, and
   /// `headDimension` that of queries and expanded keys.
   public var latentAttention: LatentAttentionConfiguration?
+  /// Which layers are mixtures of experts; `nil` for none.
+  public var experts: ExpertConfiguration?
   /// How positions rotate q and k.
   public var rotary: RotaryConfiguration
   /// The number format the checkpoint says it has; `nil` if it is silent.
@@ -80,15 +82,23 @@ public struct ModelConfiguration: Sendable, Equatable {
 
   /// Number of parameters, tied embeddings counted once.
   public var parameterCount: Int {
-    var layer = attentionParameters + 3 * hiddenSize * intermediateSize + 2 * hiddenSize
+    var layer = attentionParameters + 2 * hiddenSize
     if qkvBias {
       layer +=
         latentAttention.map { ($0.queryRank ?? 0) + $0.cacheDimension } ?? (queryHeads + 2 * kvHeads) * headDimension
     }
     if attentionOutputBias { layer += hiddenSize }
-    if mlpBias { layer += 2 * intermediateSize + hiddenSize }
     if queryKeyNorm { layer += 2 * headDimension }
-    return layer * layerCount + hiddenSize + vocabularySize * hiddenSize * (tiedEmbeddings ? 1 : 2)
+    var dense = 3 * hiddenSize * intermediateSize
+    if mlpBias { dense += 2 * intermediateSize + hiddenSize }
+    var feedForward = dense * layerCount
+    if let experts {
+      let sparse =
+        experts.expertCount * (hiddenSize + (experts.hasCorrection ? 1 : 0) + 3 * hiddenSize * experts.intermediateSize)
+        + 3 * hiddenSize * experts.sharedIntermediateSize
+      for index in 0..<layerCount where experts.covers(layer: index) { feedForward += sparse - dense }
+    }
+    return layer * layerCount + feedForward + hiddenSize + vocabularySize * hiddenSize * (tiedEmbeddings ? 1 : 2)
   }
 }
 
@@ -161,11 +171,12 @@ extension ModelConfiguration {
     qkvBias = try architecture.qkvBias(fields)
     attentionOutputBias = try architecture.attentionOutputBias(fields)
     mlpBias = try architecture.mlpBias(fields)
-    queryKeyNorm = architecture.queryKeyNorm
+    queryKeyNorm = try architecture.hasQueryKeyNorm?(fields) ?? architecture.queryKeyNorm
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
+    experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(
       fields, headDimension: latentAttention?.rotaryDimension ?? headDimension,
-      maxPositionEmbeddings: maxPositionEmbeddings)
+      maxPositionEmbeddings: maxPositionEmbeddings, rotatedShare: architecture.rotatedShare)
     dtype = try Self.dtype(fields)
     quantization = try QuantizationConfiguration(fields)
     eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)

@@ -57,7 +57,10 @@ public struct RotaryConfiguration: Sendable, Equatable {
 }
 
 extension RotaryConfiguration {
-  init(_ fields: ConfigurationFields, headDimension: Int, maxPositionEmbeddings: Int) throws(EngineError) {
+  /// - Parameter rotatedShare: the share of a head that is rotated where the file is silent.
+  init(
+    _ fields: ConfigurationFields, headDimension: Int, maxPositionEmbeddings: Int, rotatedShare: Double = 1
+  ) throws(EngineError) {
     // transformers 5 writes one object `rope_parameters`; before, `rope_scaling` stood beside `rope_theta`.
     let key = fields.value("rope_scaling") != nil ? "rope_scaling" : "rope_parameters"
     let object = fields.value(key) ?? .object(JSONObject())
@@ -75,7 +78,7 @@ extension RotaryConfiguration {
     let outerTheta = try fields.number("rope_theta")
     let outerPartial = try fields.number("partial_rotary_factor")
     theta = try scaling.number("rope_theta") ?? outerTheta ?? 10_000
-    let partial = try scaling.number("partial_rotary_factor") ?? outerPartial ?? 1
+    let partial = try scaling.number("partial_rotary_factor") ?? outerPartial ?? rotatedShare
     guard theta > 1, partial > 0, partial <= 1 else {
       throw fields.invalid(
         "rope_theta must be above 1 and partial_rotary_factor in (0, 1], found \(theta) and \(partial)")

@@ -2,7 +2,7 @@ import ApusCommunication
 import ApusCore
 import ApusTensors
 
-/// The weights of one dense decoder layer and the operations over them.
+/// The weights of one decoder layer and the operations over them.
 ///
 ///     attention | yield | reduce, mlp | yield | reduce
 ///
@@ -13,17 +13,13 @@ struct DecoderLayer {
   private let attentionNorm: Tensor
   private let attention: any AttentionBlock
   private let mlpNorm: Tensor
-  private let gateUp: any LinearWeight
-  private let gateUpBias: Tensor?
-  private let down: any LinearWeight
-  private let downBias: Tensor?
+  private let feedForward: any FeedForwardBlock
   private let epsilon: Float
 
   /// Loads a layer's weights: this rank's heads and its share of the feed-forward width.
   init(
     index: Int, configuration: ModelConfiguration, rotary: RotaryTable, loader: WeightLoader
   ) throws(EngineError) {
-    let layout = loader.layout
     let hidden = configuration.hiddenSize
     let width = configuration.intermediateSize
     let prefix = "model.layers.\(index)."
@@ -41,14 +37,15 @@ struct DecoderLayer {
         try GroupedQueryAttention(index: index, configuration: configuration, rotary: rotary, loader: loader)
       }
 
-    let (mlpRank, mlpRanks) = (layout.rank % layout.denseTensorParallel, layout.denseTensorParallel)
-    let inputs: [WeightLoader.Part] = [(mlp + "gate_proj", width), (mlp + "up_proj", width)]
     mlpNorm = try loader.norm(prefix + "post_attention_layernorm", count: hidden)
-    gateUp = try loader.columnParallel(inputs, inputs: hidden, rank: mlpRank, ranks: mlpRanks)
-    gateUpBias = configuration.mlpBias ? try loader.bias(inputs, rank: mlpRank, ranks: mlpRanks) : nil
-    let downPart: WeightLoader.Part = (mlp + "down_proj", hidden)
-    down = try loader.rowParallel(downPart, inputs: width, rank: mlpRank, ranks: mlpRanks)
-    downBias = configuration.mlpBias && mlpRank == 0 ? try loader.bias([downPart], rank: 0, ranks: 1) : nil
+    feedForward =
+      if let experts = configuration.experts, experts.covers(layer: index) {
+        try SparseFeedForward(
+          path: mlp, name: name, configuration: configuration, sizes: experts, loader: loader)
+      } else {
+        try DenseFeedForward(
+          path: mlp, name: name, width: width, hidden: hidden, hasBias: configuration.mlpBias, loader: loader)
+      }
   }
 
   /// The layer as operations. `attentionGroup` holds the ranks that split the heads, `mlpGroup` those that split the
@@ -78,13 +75,9 @@ struct DecoderLayer {
         backend.addRMSNorm(
           residual: state.residual, delta: state.delta, weight: layer.mlpNorm, epsilon: epsilon, out: state.normed)
       },
-      .compute(name + "gate_up") { state in
-        backend.linear(state.normed, layer.gateUp, bias: layer.gateUpBias, out: state.gateUp)
-      },
-      .compute(name + "activation") { state in backend.siluMul(state.gateUp, out: state.activated) },
-      .compute(name + "down") { state in
-        backend.linear(state.activated, layer.down, bias: layer.downBias, out: state.delta)
-      },
+    ]
+    list += feedForward.operations(backend: backend)
+    list += [
       .yield,
       .compute(name + "mlp_reduce") { state in mlpGroup.allReduce(state.delta) },
     ]

@@ -63,6 +63,9 @@ public final class ForwardState: @unchecked Sendable {
   /// [rows, intermediate]: the activated product of the two.
   public private(set) var activated: Tensor
 
+  /// Where layers have experts, what those need.
+  public let experts: ExpertActivations?
+
   private let arena: [Tensor]
   private let latentArena: LatentActivations?
   private let queryWidth: Int
@@ -88,6 +91,9 @@ public final class ForwardState: @unchecked Sendable {
     gateUp = try make(2 * shape.intermediate)
     activated = try make(shape.intermediate)
     arena = [residual, normed, delta, qkv, attended, gateUp, activated]
+    experts = try shape.experts.map { experts throws(EngineError) in
+      try ExpertActivations(experts, rows: maxRows, backend: backend)
+    }
     latentArena = try shape.latent.map { latent throws(EngineError) in
       try LatentActivations(latent, rows: maxRows, backend: backend)
     }
@@ -124,10 +130,12 @@ public struct ActivationShape: Sendable, Equatable {
   public var queryWidth: Int
   /// This rank's K/V heads times the head dimension.
   public var keyWidth: Int
-  /// This rank's share of the feed-forward width.
+  /// This rank's share of the feed-forward width: the widest of dense layers and shared experts.
   public var intermediate: Int
   /// Where attention is over latents; the query and K/V widths are 0 then.
   public var latent: LatentShape?
+  /// Where layers have experts.
+  public var experts: ExpertShape?
 
   /// Width of attention's output.
   var attendedWidth: Int { latent.map { $0.heads * $0.sizes.valueDimension } ?? queryWidth }
@@ -136,7 +144,7 @@ public struct ActivationShape: Sendable, Equatable {
   public var bytesPerRow: Int {
     4
       * (3 * hidden + queryWidth + 2 * keyWidth + attendedWidth + 3 * intermediate
-        + (latent?.widths.reduce(0, +) ?? 0))
+        + (latent?.widths.reduce(0, +) ?? 0)) + (experts?.bytesPerRow ?? 0)
   }
 }
 

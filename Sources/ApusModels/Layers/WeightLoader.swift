@@ -227,6 +227,21 @@ public final class WeightLoader {
     return sources
   }
 
+  /// Loads a router's matrix, [experts, hidden], in float32.
+  func router(_ name: String, experts: Int, hidden: Int) throws(EngineError) -> any LinearWeight {
+    try pack(
+      [try store.load(name + ".weight", shape: [experts, hidden], role: .matrix)], format: .dense(.float32))
+  }
+
+  /// Loads a vector by its whole name as one float32 row.
+  func vector(_ name: String, count: Int) throws(EngineError) -> Tensor {
+    let source = try store.load(name, shape: [count], role: .bias)
+    let row = try backend.allocate(rows: 1, columns: count, dtype: .float32)
+    widen(source, 0..<count, to: row.float32)
+    report(source)
+    return row
+  }
+
   /// Packs a matrix of plain numbers in the dense format.
   func packPlain(_ source: WeightSource) throws(EngineError) -> any LinearWeight {
     try pack([source], format: .dense(dtype))

@@ -1,0 +1,95 @@
+public import ApusCore
+
+/// Feed-forward layers that are mixtures of experts, and how a token chooses among them.
+///
+/// The order of operations is that of DeepSeek-V2 and V3 (transformers' `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py`;
+/// DeepSeek-V3's `inference/model.py`): scores, correction, groups, experts, weights without the correction, sum to one,
+/// scale.
+public struct ExpertConfiguration: Sendable, Equatable {
+  /// How router logits become scores.
+  public enum Score: Sendable { case softmax, sigmoid }
+
+  public var expertCount: Int
+  /// Experts that a token is sent to.
+  public var expertsPerToken: Int
+  /// Width of one expert.
+  public var intermediateSize: Int
+  /// Width of the experts that every token passes through, side by side; 0 for none.
+  public var sharedIntermediateSize: Int
+  public var score: Score
+  /// Neighbouring experts form groups; only experts of the `groupsPerToken` best groups are chosen.
+  public var groupCount: Int
+  public var groupsPerToken: Int
+  /// A group counts as much as this many of its best experts together.
+  public var expertsInGroupScore: Int
+  /// Whether a stored bias is added to scores where experts are chosen, and only there.
+  public var hasCorrection: Bool
+  /// Whether the weights of a token's experts are divided by their sum.
+  public var normalizes: Bool
+  /// Multiplies the weights.
+  public var scale: Float
+  /// Layers from this one on have experts, where their number is a multiple of `layerFrequency`.
+  public var firstLayer: Int
+  public var layerFrequency: Int
+
+  /// Whether a layer has experts.
+  public func covers(layer: Int) -> Bool { layer >= firstLayer && layer % layerFrequency == 0 }
+}
+
+extension ExpertConfiguration {
+  /// Reads the fields of DeepSeek's families and those that follow them.
+  /// - Returns: `nil` if no layer has experts.
+  /// - Throws: `invalidCheckpoint` or `unsupported`, with file and field.
+  init?(deepSeek fields: ConfigurationFields, layerCount: Int, score: Score, firstLayer: Int) throws(EngineError) {
+    self.firstLayer =
+      if let value = fields.value("first_k_dense_replace") {
+        try Self.count(value, "first_k_dense_replace", fields)
+      } else { firstLayer }
+    guard self.firstLayer < layerCount else { return nil }
+    layerFrequency = try fields.optionalSize("moe_layer_freq", limit: 1 << 12) ?? 1
+    expertCount = try fields.size("n_routed_experts", limit: 1 << 14)
+    expertsPerToken = try fields.size("num_experts_per_tok", limit: 1 << 10)
+    intermediateSize = try fields.size("moe_intermediate_size", limit: 1 << 24)
+    let shared = try fields.value("n_shared_experts").map { value throws(EngineError) in
+      try Self.count(value, "n_shared_experts", fields)
+    }
+    sharedIntermediateSize = (shared ?? 0) * intermediateSize
+    self.score = score
+    hasCorrection = score == .sigmoid
+    normalizes = try fields.flag("norm_topk_prob") ?? (score == .sigmoid)
+    scale = Float(try fields.number("routed_scaling_factor") ?? 1)
+    expertsInGroupScore = score == .sigmoid ? 2 : 1
+    let method = try fields.text("topk_method") ?? (score == .sigmoid ? "noaux_tc" : "greedy")
+    switch (method, score) {
+    case ("greedy", .softmax): (groupCount, groupsPerToken) = (1, 1)
+    case ("group_limited_greedy", .softmax), ("noaux_tc", .sigmoid):
+      groupCount = try fields.optionalSize("n_group", limit: 1 << 14) ?? 1
+      groupsPerToken = try fields.optionalSize("topk_group", limit: 1 << 14) ?? groupCount
+    default: throw fields.unsupported("topk_method \(method) is not implemented for this family")
+    }
+    if let function = try fields.text("scoring_func"), function != (score == .softmax ? "softmax" : "sigmoid") {
+      throw fields.unsupported("scoring_func \(function) is not implemented for this family")
+    }
+    // The published code divides and does not scale, transformers scales and does not divide.
+    guard !(score == .softmax && normalizes) else {
+      throw fields.unsupported("norm_topk_prob is not implemented for this family")
+    }
+    guard expertCount % groupCount == 0, groupsPerToken <= groupCount,
+      expertsPerToken <= expertCount / groupCount * groupsPerToken,
+      groupCount == 1 || expertCount / groupCount >= expertsInGroupScore
+    else {
+      throw fields.invalid(
+        "\(expertCount) experts (n_routed_experts) in \(groupCount) groups (n_group), \(groupsPerToken) of which a token "
+          + "takes (topk_group), cannot give a token \(expertsPerToken) experts (num_experts_per_tok)")
+    }
+  }
+
+  private static func count(
+    _ value: JSONValue, _ key: String, _ fields: ConfigurationFields
+  ) throws(EngineError) -> Int {
+    guard let count = value.intValue, count >= 0, count <= 1 << 12 else {
+      throw fields.invalid("\(key) must be an integer from 0 to 4096")
+    }
+    return count
+  }
+}
