@@ -24,7 +24,7 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     if seed % 4 == 1 { sampling.topP = 0.9 }
     if seed % 5 == 1 { sampling.frequencyPenalty = 0.4 }
     if seed % 5 == 2 { sampling.repetitionPenalty = 1.2 }
-    if seed % 7 == 3 { sampling.minNewTokens = 30 }
+    if seed % 7 == 3 { sampling.minNewTokens = 20 }
     if seed % 6 == 4 { sampling.grammar = .regex("(the red (fox|hen) and ){2,9}all") }
     if seed % 8 == 5 { sampling.logitBias = [300: 2, 301: -100] }
     if seed % 9 == 6 { sampling.ignoreEOS = true }
