@@ -121,6 +121,7 @@ public final class Engine: GenerationService {
     settings.conservativeness = configuration.scheduleConservativeness
     settings.cachesPrefixes = configuration.enablesPrefixCache
     settings.sharesPrefixesInBatch = configuration.enablesPrefixCache
+    settings.draftTokens = min(configuration.speculativeDraftTokens, max(0, configuration.tokenBudget - 1))
     let scheduler = try Scheduler(settings)
     var now = timespec()
     clock_gettime(CLOCK_REALTIME, &now)

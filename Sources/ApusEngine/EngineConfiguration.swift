@@ -81,6 +81,9 @@ public struct EngineConfiguration: Sendable {
   public var enablesPrefixCache = true
   /// Whether the next step is decided while the present one runs. Off, each step is finished before the next is decided.
   public var enablesOverlap = true
+  /// The most tokens guessed ahead per request and step by looking up where the last tokens stood before; 0 guesses none.
+  /// Output is the same to the bit. Text that repeats its prompt or itself comes faster where few requests run.
+  public var speculativeDraftTokens = 0
   /// Whether text that a grammar forces is taken without a forward pass for each of its tokens (jump-forward).
   public var enablesJumpForward = true
   /// Compute threads; `nil` takes one per physical core.
@@ -97,6 +100,9 @@ public struct EngineConfiguration: Sendable {
     if tokenBudget < 1 { throw refuse("The token budget per step must be at least 1, got \(tokenBudget).") }
     if maxRunningRequests < 1 || maxRunningRequests > 65_536 {
       throw refuse("The number of running requests must be in 1...65536, got \(maxRunningRequests).")
+    }
+    if speculativeDraftTokens < 0 || speculativeDraftTokens > 64 {
+      throw refuse("The number of draft tokens must be in 0...64, got \(speculativeDraftTokens).")
     }
     if maxQueuedRequests < 0 {
       throw refuse("The number of queued requests must be at least 0, got \(maxQueuedRequests).")

@@ -39,13 +39,18 @@ public final class StepRunner: @unchecked Sendable {
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
   private let drawn: UnsafeMutablePointer<TokenID>
   private var plan: [LogitRow] = []
-  /// Tokens that grammars force after the draws of the step: (index in `result.tokens` of the token drawn, tokens).
-  private var forced: [(tokenIndex: Int, tokens: [TokenID])] = []
+  /// Tokens that come after the one draw that was planned for: guessed right or forced by a grammar.
+  private var extras: [(tokenIndex: Int, tokens: [TokenID])] = []
+  /// Log-probabilities of draws: those of the planned draw have offset 0, those of the extras after it 1 and more.
+  private var drawnLogprobs: [(tokenIndex: Int, offset: Int, values: PositionLogprobs)] = []
+  /// Tokens drawn in the verification under way, and whether the last one was as guessed.
+  private var verified: [TokenID] = []
+  private var isVerifying = false
   private let mask = MaskBuffer()
 
   /// One row of logits and what it is for.
   private struct LogitRow {
-    enum Purpose { case draw, drawWithLogprobs, prompt }
+    enum Purpose { case draw, drawWithLogprobs, verify, prompt }
     var row: Int32
     /// Index in the batch's requests.
     var request: Int
@@ -54,6 +59,8 @@ public final class StepRunner: @unchecked Sendable {
     /// Of the token that the row predicts.
     var position: Int
     var purpose: Purpose
+    /// For `verify`, how many guesses stand before the token that the row predicts.
+    var draft = 0
   }
 
   /// Allocates everything a step needs.
@@ -124,7 +131,8 @@ public final class StepRunner: @unchecked Sendable {
       forward(batch)
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
-      if !forced.isEmpty { insertForcedTokens(into: &result) }
+      insertExtras(into: &result)
+      if result.failures.count > 1 { result.failures.sort { $0.request < $1.request } }
     }
     result.forwardSeconds = monotonicSeconds() - begin
   }
@@ -177,7 +185,7 @@ public final class StepRunner: @unchecked Sendable {
     for wantsLogprobs in [false, true] {
       var tokenIndex = 0
       for (index, request) in batch.requests.enumerated() where draws(request) {
-        if (slots[Int(request.slot)]!.logprobs != nil) == wantsLogprobs {
+        if request.draftCount == 0 && (slots[Int(request.slot)]!.logprobs != nil) == wantsLogprobs {
           plan.append(
             LogitRow(
               row: rowStart[index + 1] - 1, request: index, tokenIndex: tokenIndex,
@@ -185,6 +193,19 @@ public final class StepRunner: @unchecked Sendable {
         }
         tokenIndex += 1
       }
+    }
+    var tokenIndex = 0
+    for (index, request) in batch.requests.enumerated() where draws(request) {
+      if request.draftCount > 0 {
+        for draft in 0...request.draftCount {
+          let fromEnd = request.draftCount - draft
+          plan.append(
+            LogitRow(
+              row: rowStart[index + 1] - 1 - fromEnd, request: index, tokenIndex: tokenIndex,
+              position: Int(request.start + request.count - fromEnd), purpose: .verify, draft: Int(draft)))
+        }
+      }
+      tokenIndex += 1
     }
     for (index, request) in batch.requests.enumerated() {
       let draws = draws(request)
@@ -222,10 +243,13 @@ public final class StepRunner: @unchecked Sendable {
       if plainCount > 0 { drawPlain(batch, block.prefix(rows: plainCount), planOffset: begin, into: &result) }
       for index in begin + plainCount..<end {
         let row = block.rows(index - begin..<index - begin + 1)
-        if plan[index].purpose == .prompt {
-          reportPrompt(batch, plan[index], row, into: &result)
-        } else {
-          drawWithLogprobs(batch, plan[index], row, into: &result)
+        switch plan[index].purpose {
+        case .prompt: reportPrompt(batch, plan[index], row, into: &result)
+        case .verify: verify(batch, plan[index], row, into: &result)
+        case .draw, .drawWithLogprobs:
+          if let token = draw(batch, plan[index], row, offset: 0, into: &result) {
+            finishDraw(batch, plan[index], token, into: &result)
+          }
         }
       }
       begin = end
@@ -248,25 +272,58 @@ public final class StepRunner: @unchecked Sendable {
     }
   }
 
-  private func drawWithLogprobs(
-    _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult
-  ) {
+  /// Draws from one row, with log-probabilities if they are wanted.
+  /// - Parameter offset: how many tokens the step has brought the request before this one.
+  /// - Returns: the token, negative if all are forbidden; `nil` if the logits are no numbers, which is reported.
+  private func draw(
+    _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, offset: Int, into result: inout StepResult
+  ) -> TokenID? {
     let slot = Int(batch.requests[entry.request].slot)
     guard isFinite(row, row: 0) else {
       fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
-      return
+      return nil
     }
     // The draw changes the row; log-probabilities are those of the raw logits.
-    var first: Int32 = 0
-    backend.gather(row, rows: &first, count: 1, out: rawRow)
+    let options = slots[slot]!.logprobs
+    if options != nil {
+      var first: Int32 = 0
+      backend.gather(row, rows: &first, count: 1, out: rawRow)
+    }
     slots[slot]!.prepare(row, row: 0, position: entry.position, mask: mask, backend: backend)
     samplingRows[0] = slots[slot]!.row
     backend.sample(logits: row, rows: samplingRows, tokens: drawn)
     let token = drawn[0]
-    finishDraw(batch, entry, token, into: &result)
-    guard token >= 0, let options = slots[slot]!.logprobs else { return }
-    result.logprobs.append(
-      (index: entry.tokenIndex, values: positionLogprobs(rawRow, chosen: token, options: options)))
+    if token >= 0, let options {
+      drawnLogprobs.append((entry.tokenIndex, offset, positionLogprobs(rawRow, chosen: token, options: options)))
+    }
+    return token
+  }
+
+  /// Draws from the row before a guess or of a guess, as plain decoding would: the random number of a draw is its
+  /// position's, so the tokens are the same with and without guesses.
+  private func verify(_ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult) {
+    if entry.draft == 0 {
+      isVerifying = true
+      verified.removeAll(keepingCapacity: true)
+    }
+    guard isVerifying else { return }
+    let request = batch.requests[entry.request]
+    let slot = Int(request.slot)
+    if let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0 {
+      slots[slot]!.append(token)
+      verified.append(token)
+      let guess = Int(request.tokenOffset + request.count - request.draftCount) + entry.draft
+      if entry.draft < Int(request.draftCount) && batch.tokens[guess] == token { return }
+    } else if !result.failures.contains(where: { $0.request == entry.request }) {
+      failDraw(entry.request, slot: slot, into: &result)
+    }
+    isVerifying = false
+    result.acceptedDrafts.append((request: entry.request, count: max(0, verified.count - 1)))
+    guard let first = verified.first else { return }
+    result.tokens[entry.tokenIndex] = first
+    var more = Array(verified.dropFirst())
+    more += slots[slot]!.takeForcedTokens(after: entry.position)
+    if !more.isEmpty { extras.append((entry.tokenIndex, more)) }
   }
 
   /// Puts a drawn token into the result and the slot.
@@ -278,38 +335,44 @@ public final class StepRunner: @unchecked Sendable {
       let slot = Int(batch.requests[entry.request].slot)
       slots[slot]!.append(token)
       let tokens = slots[slot]!.takeForcedTokens(after: entry.position)
-      if !tokens.isEmpty { forced.append((entry.tokenIndex, tokens)) }
+      if !tokens.isEmpty { extras.append((entry.tokenIndex, tokens)) }
     } else if !result.failures.contains(where: { $0.request == entry.request }) {
-      let matcher = slots[Int(batch.requests[entry.request].slot)]!.matcher
-      fail(
-        entry.request, matcher?.failure?.message ?? "No token can be drawn: every one of them is forbidden.",
-        into: &result)
+      failDraw(entry.request, slot: Int(batch.requests[entry.request].slot), into: &result)
     }
   }
 
-  /// Puts forced tokens behind the tokens that were drawn before them.
-  private func insertForcedTokens(into result: inout StepResult) {
-    forced.sort { $0.tokenIndex < $1.tokenIndex }
-    let drawn = result.tokens
+  private func failDraw(_ request: Int, slot: Int, into result: inout StepResult) {
+    let failure = slots[slot]!.matcher?.failure
+    fail(request, failure?.message ?? "No token can be drawn: every one of them is forbidden.", into: &result)
+  }
+
+  /// Puts tokens behind the planned draws that they follow, and log-probabilities beside the tokens that they are of.
+  private func insertExtras(into result: inout StepResult) {
+    if extras.isEmpty && drawnLogprobs.isEmpty { return }
+    extras.sort { $0.tokenIndex < $1.tokenIndex }
+    drawnLogprobs.sort { ($0.tokenIndex, $0.offset) < ($1.tokenIndex, $1.offset) }
+    let planned = result.tokens
     result.tokens.removeAll(keepingCapacity: true)
-    var next = 0
+    var extra = 0
     var logprob = 0
     var request = 0
-    for (index, token) in drawn.enumerated() {
+    for (index, token) in planned.enumerated() {
       while result.tokenCounts[request] == 0 { request += 1 }
-      while logprob < result.logprobs.count && result.logprobs[logprob].index == index {
-        result.logprobs[logprob].index = result.tokens.count
+      while logprob < drawnLogprobs.count && drawnLogprobs[logprob].tokenIndex == index {
+        result.logprobs.append(
+          (index: result.tokens.count + drawnLogprobs[logprob].offset, values: drawnLogprobs[logprob].values))
         logprob += 1
       }
       result.tokens.append(token)
-      if next < forced.count && forced[next].tokenIndex == index {
-        result.tokens += forced[next].tokens
-        result.tokenCounts[request] += Int32(forced[next].tokens.count)
-        next += 1
+      if extra < extras.count && extras[extra].tokenIndex == index {
+        result.tokens += extras[extra].tokens
+        result.tokenCounts[request] += Int32(extras[extra].tokens.count)
+        extra += 1
       }
       request += 1
     }
-    forced.removeAll(keepingCapacity: true)
+    extras.removeAll(keepingCapacity: true)
+    drawnLogprobs.removeAll(keepingCapacity: true)
   }
 
   private func reportPrompt(

@@ -67,6 +67,16 @@ final class Req {
   var pendingDraws = 0
   /// The draw of a launched step brings nothing, since the step before it brought the token that it would draw, and more.
   var nextDrawIsVoid = false
+  /// Guessed tokens that the launched step verifies. Until it ends nobody knows where the sequence goes on.
+  var draftCount = 0
+  /// Guesses tokens; made when the first guess is wanted.
+  var drafter: NgramDrafter?
+  /// How many tokens are guessed next: grows while guesses are right.
+  var draftLength = 4
+  /// Steps without a guess still to come, after wrong ones.
+  var draftPause = 0
+  /// How many steps the last pause took.
+  var lastDraftPause = 0
   /// Launched steps that compute for this request; at most two.
   var inFlightCount = 0
   /// Whole pages known at admission: those that go into the tree while prompt chunks complete.
@@ -104,6 +114,7 @@ final class Req {
   /// Tokens to compute before the next draw; 0 if the steps in flight bring all that is still wanted.
   var extendCount: Int {
     if maxOutputs == 0 { return promptCount - scheduledCount }
+    if draftCount > 0 { return 0 }
     return outputCount + pendingDraws >= maxOutputs ? 0 : tokens.count + pendingDraws - scheduledCount
   }
 

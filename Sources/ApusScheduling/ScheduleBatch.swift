@@ -22,6 +22,9 @@ public struct ScheduledRequest: Sendable, Equatable {
   public var lastTokenIsInFlight: Bool
   /// Whether a token is drawn from the last row's logits.
   public var samples: Bool
+  /// How many of the tokens, the last ones, are guesses. The row before the first guess and the row of each guess are
+  /// drawn from in turn, as long as the draw before was what had been guessed.
+  public var draftCount: Int32
   /// The first position whose *next* token's log-probability is wanted, for prompt log-probabilities; `Int32.max` for
   /// none. Of the rows computed, those at positions in promptLogprobStart..<promptLogprobEnd are reported.
   public var promptLogprobStart: Int32
@@ -30,7 +33,8 @@ public struct ScheduledRequest: Sendable, Equatable {
   /// Makes a share.
   public init(
     slot: Int32, start: Int32, count: Int32, tokenOffset: Int32, pageOffset: Int32, pageCount: Int32,
-    lastTokenIsInFlight: Bool, samples: Bool, promptLogprobStart: Int32 = .max, promptLogprobEnd: Int32 = .max
+    lastTokenIsInFlight: Bool, samples: Bool, draftCount: Int32 = 0, promptLogprobStart: Int32 = .max,
+    promptLogprobEnd: Int32 = .max
   ) {
     self.slot = slot
     self.start = start
@@ -40,6 +44,7 @@ public struct ScheduledRequest: Sendable, Equatable {
     self.pageCount = pageCount
     self.lastTokenIsInFlight = lastTokenIsInFlight
     self.samples = samples
+    self.draftCount = draftCount
     self.promptLogprobStart = promptLogprobStart
     self.promptLogprobEnd = promptLogprobEnd
   }
@@ -113,6 +118,8 @@ public struct StepResult: Sendable {
   public var tokens: [TokenID] = []
   /// How many tokens of `tokens` belong to each request of the batch.
   public var tokenCounts: [Int32] = []
+  /// How many guesses were right, for each request that had some: (index in `requests`, count).
+  public var acceptedDrafts: [(request: Int, count: Int)] = []
   /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
   public var logprobs: [(index: Int, values: PositionLogprobs)] = []
   /// Log-probabilities of prompt tokens: (index in the batch's `requests`, position of the token, values). `chosen` is
@@ -130,6 +137,7 @@ public struct StepResult: Sendable {
   public mutating func removeAll() {
     tokens.removeAll(keepingCapacity: true)
     tokenCounts.removeAll(keepingCapacity: true)
+    acceptedDrafts.removeAll(keepingCapacity: true)
     logprobs.removeAll(keepingCapacity: true)
     promptLogprobs.removeAll(keepingCapacity: true)
     failures.removeAll(keepingCapacity: true)

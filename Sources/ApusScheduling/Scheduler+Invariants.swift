@@ -35,7 +35,9 @@ extension Scheduler {
         "more was scheduled than is known")
       invariant(req.pages.count == pageCount(for: req.scheduledCount), "a page table does not fit its sequence")
       invariant(req.sharedPages * kvPageSize <= req.computedCount, "pages were shared before they were computed")
-      invariant(req.pendingDraws <= req.inFlightCount && req.inFlightCount <= stepsInFlight, "draws without a step")
+      invariant(
+        req.pendingDraws - req.draftCount <= req.inFlightCount && req.inFlightCount <= stepsInFlight,
+        "draws without a step")
       invariant((req.lock != nil) == (req.sharedPages > 0), "shared pages and the lock on them do not go together")
       for page in req.pages[..<req.sharedPages] {
         invariant(isCached[Int(page)], "page \(page) is shared and not in the tree")

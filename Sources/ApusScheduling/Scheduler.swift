@@ -219,10 +219,58 @@ public struct Scheduler: ~Copyable {
   /// Gives one token to each running request that lags by one, as far as pages reach. The budget reaches for all: a
   /// request is admitted only with budget that a step left over.
   private mutating func scheduleDecodes(into batch: inout ScheduleBatch, budget: inout Int) {
+    let guesses = guessesAreWorthwhile
     for req in running where req.extendCount == 1 {
       if budget == 0 { return }
-      if schedule(req, count: 1, into: &batch) { budget -= 1 }
+      var drafts: [TokenID] = []
+      if guesses {
+        if req.draftPause > 0 {
+          req.draftPause -= 1
+        } else {
+          // A guess needs to know the token that a step in flight draws.
+          if req.pendingDraws > 0 { continue }
+          drafts = guess(for: req, budget: budget)
+        }
+      }
+      if !drafts.isEmpty && schedule(req, count: 1, drafts: drafts, into: &batch) {
+        budget -= 1 + drafts.count
+      } else if schedule(req, count: 1, into: &batch) {
+        budget -= 1
+      }
     }
+  }
+
+  /// Whether tokens are guessed in this step: few requests run, none waits and none computes its prompt. A request that
+  /// guesses does without overlap, which costs little where few run and the others must not wait for it.
+  private var guessesAreWorthwhile: Bool {
+    configuration.draftTokens > 0 && running.count <= configuration.maxDraftingRequests && waiting.isEmpty
+      && running.allSatisfy { $0.extendCount <= 1 }
+  }
+
+  /// The tokens that may come next, to be verified in one pass.
+  private func guess(for req: Req, budget: Int) -> [TokenID] {
+    // The last token wanted needs no guess behind it.
+    let limit = min(req.draftLength, configuration.draftTokens, req.remainingOutputs - 1, budget - 1)
+    guard limit > 0 else { return [] }
+    if req.drafter == nil { req.drafter = NgramDrafter() }
+    return req.drafter?.propose(after: req.tokens, limit: limit) ?? []
+  }
+
+  /// Takes how many of a request's guesses were right, and frees what the others took.
+  private mutating func settleGuesses(_ req: Req, accepted: Int, of count: Int) {
+    counts.draftTokens += count
+    counts.acceptedDraftTokens += accepted
+    if accepted == count {
+      req.draftLength = min(2 * count, max(configuration.draftTokens, 1))
+    } else {
+      req.draftLength = accepted + 1
+    }
+    // Text that cannot be guessed is guessed at ever more rarely.
+    req.lastDraftPause = accepted > 0 ? 0 : min(2 * req.lastDraftPause + 1, 31)
+    req.draftPause = req.lastDraftPause
+    guard req.state == .running else { return }
+    req.scheduledCount = req.computedCount
+    while req.pages.count > pageCount(for: req.scheduledCount) { allocator.release(req.pages.removeLast()) }
   }
 
   /// Gives chunks to running requests that lag by more than one, in order of admission.
@@ -244,27 +292,31 @@ public struct Scheduler: ~Copyable {
 
   /// Puts a request's next tokens into the batch.
   /// - Returns: `false`, with nothing changed, if there is no page for them.
-  mutating func schedule(_ req: Req, count: Int, into batch: inout ScheduleBatch) -> Bool {
+  mutating func schedule(
+    _ req: Req, count: Int, drafts: [TokenID] = [], into batch: inout ScheduleBatch
+  ) -> Bool {
     let start = req.scheduledCount
-    let end = start + count
+    let end = start + count + drafts.count
     let needed = pageCount(for: end)
     guard needed - req.pages.count <= allocator.freeCount + cache.evictablePages else { return false }
     while req.pages.count < needed { req.pages.append(takePage()) }
 
-    let inFlight = end > req.tokens.count
+    let inFlight = start + count > req.tokens.count
     let tokenOffset = batch.tokens.count
     if count == 1 {
       batch.tokens.append(inFlight ? -1 : req.tokens[start])
     } else {
-      batch.tokens.append(contentsOf: req.tokens[start..<min(end, req.tokens.count)])
+      batch.tokens.append(contentsOf: req.tokens[start..<min(start + count, req.tokens.count)])
       if inFlight { batch.tokens.append(-1) }
     }
     invariant(batch.tokens.count - tokenOffset == count, "only the last token of a share may be in flight")
+    batch.tokens.append(contentsOf: drafts)
 
     let samples = req.extendCount == count && req.maxOutputs > 0
     var share = ScheduledRequest(
-      slot: req.slot, start: Int32(start), count: Int32(count), tokenOffset: Int32(tokenOffset),
-      pageOffset: Int32(batch.pages.count), pageCount: Int32(needed), lastTokenIsInFlight: inFlight, samples: samples)
+      slot: req.slot, start: Int32(start), count: Int32(count + drafts.count), tokenOffset: Int32(tokenOffset),
+      pageOffset: Int32(batch.pages.count), pageCount: Int32(needed), lastTokenIsInFlight: inFlight, samples: samples,
+      draftCount: Int32(drafts.count))
     if let row = req.nextPromptRow {
       share.promptLogprobStart = Int32(row)
       share.promptLogprobEnd = Int32(req.promptCount - 1)
@@ -273,7 +325,8 @@ public struct Scheduler: ~Copyable {
     batch.requests.append(share)
     req.scheduledCount = end
     req.inFlightCount += 1
-    if samples { req.pendingDraws += 1 }
+    if samples { req.pendingDraws += 1 + drafts.count }
+    req.draftCount = drafts.count
     return true
   }
 
@@ -302,6 +355,7 @@ public struct Scheduler: ~Copyable {
     var logprobIndex = 0
     var promptIndex = 0
     var failureIndex = 0
+    var draftIndex = 0
     var hasEnds = false
     for index in batch.requests.indices {
       let share = batch.requests[index]
@@ -311,7 +365,15 @@ public struct Scheduler: ~Copyable {
       let drawn = tokenIndex..<tokenIndex + Int(result.tokenCounts[index])
       tokenIndex = drawn.upperBound
       let isVoid = share.samples && req.nextDrawIsVoid
-      if isVoid { req.nextDrawIsVoid = false } else if share.samples { req.pendingDraws -= 1 }
+      if isVoid { req.nextDrawIsVoid = false } else if share.samples { req.pendingDraws -= 1 + Int(share.draftCount) }
+      var accepted = 0
+      if share.draftCount > 0 {
+        req.draftCount = 0
+        if draftIndex < result.acceptedDrafts.count && result.acceptedDrafts[draftIndex].request == index {
+          accepted = result.acceptedDrafts[draftIndex].count
+          draftIndex += 1
+        }
+      }
       if drawn.count > 1 && req.pendingDraws > 0 {
         invariant(req.pendingDraws == 1, "two draws are in flight behind the one that ended")
         req.pendingDraws = 0
@@ -338,14 +400,20 @@ public struct Scheduler: ~Copyable {
         } else {
           invariant(
             drawn.isEmpty == (!share.samples || isVoid), "a share that samples brings tokens, and no other brings any")
-          req.computedCount = Int(share.start + share.count)
+          req.computedCount = Int(share.start + share.count - share.draftCount) + accepted
+          if share.draftCount > 0 { settleGuesses(req, accepted: accepted, of: Int(share.draftCount)) }
           for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
           if req.isFillingCache && req.state == .running { checkpoint(req) }
           if share.samples {
-            let entry = firstLogprob < logprobIndex ? result.logprobs[firstLogprob].values : nil
+            var logprob = firstLogprob
             for index in drawn where req.state != .finishing {
-              appendToken(result.tokens[index], logprobs: index == drawn.lowerBound ? entry : nil, to: req)
-              if index > drawn.lowerBound { counts.forcedTokens += 1 }
+              var entry: PositionLogprobs?
+              if logprob < logprobIndex && result.logprobs[logprob].index == index {
+                entry = result.logprobs[logprob].values
+                logprob += 1
+              }
+              appendToken(result.tokens[index], logprobs: entry, to: req)
+              if index > drawn.lowerBound + accepted { counts.forcedTokens += 1 }
             }
           } else if req.maxOutputs == 0 && req.computedCount == req.promptCount {
             start(req)

@@ -43,6 +43,8 @@ public struct FakeExecutor: ModelExecutor {
     var pendingDraws = 0
     /// The draw of a launched batch is of a token that is known by now.
     var nextDrawIsVoid = false
+    /// Guesses in the launched batch.
+    var isGuessing = false
     /// All tokens of the sequence; outputs are added when they are drawn.
     var tokens: [TokenID]
     /// Number of the assignment: tells whose cells are whose.
@@ -140,7 +142,9 @@ public struct FakeExecutor: ModelExecutor {
       let inputs = batch.tokens[Int(share.tokenOffset)..<Int(share.tokenOffset + share.count)]
       for (offset, token) in inputs.enumerated() {
         let position = start + offset
-        if position < slot.tokens.count {
+        if offset >= Int(share.count - share.draftCount) {
+          check(position >= slot.tokens.count && token >= 0, "slot \(share.slot)'s guess at \(position) is none")
+        } else if position < slot.tokens.count {
           check(token == slot.tokens[position], "slot \(share.slot)'s input at \(position) is not its token")
         } else {
           check(
@@ -152,10 +156,18 @@ public struct FakeExecutor: ModelExecutor {
         share.lastTokenIsInFlight == (inputs.last == -1), "slot \(share.slot)'s mark of a token in flight is wrong")
       let known = slot.tokens.count + slot.pendingDraws
       if slot.assignment.sampling.maxNewTokens != 0 {
-        check(share.samples == (end == known), "slot \(share.slot) draws at the wrong moment")
+        check(share.samples == (end - Int(share.draftCount) == known), "slot \(share.slot) draws at the wrong moment")
       } else {
         check(!share.samples, "slot \(share.slot) draws and wants no output")
       }
+      if share.draftCount > 0 {
+        check(share.samples && slot.pendingDraws == 0, "slot \(share.slot) guesses behind a token it does not know")
+        check(
+          end < slot.assignment.promptCount + (slot.assignment.sampling.maxNewTokens ?? .max / 2),
+          "slot \(share.slot) guesses past its end")
+      }
+      check(!slot.isGuessing, "slot \(share.slot) is used while its guesses are verified")
+      slot.isGuessing = share.draftCount > 0
       if share.samples { slot.pendingDraws += 1 }
 
       for page in Self.written(share, batch) {
@@ -204,6 +216,9 @@ public struct FakeExecutor: ModelExecutor {
 
       // Read everything back.
       var state = model.start()
+      slot.isGuessing = false
+      var accepted = 0
+      var states: [UInt64] = []
       var sequence: [TokenID] = []
       sequence.reserveCapacity(end)
       let wantsPromptLogprobs = share.promptLogprobStart != .max
@@ -211,6 +226,7 @@ public struct FakeExecutor: ModelExecutor {
         let cell = cells[Self.cell(position, pages)]
         sequence.append(cell.token)
         state = model.advance(state, cell.token, at: Int(cell.position))
+        if position >= end - 1 - Int(share.draftCount) { states.append(state) }
         if wantsPromptLogprobs && position >= max(Int(share.start), Int(share.promptLogprobStart))
           && position < Int(share.promptLogprobEnd)
         {
@@ -229,16 +245,27 @@ public struct FakeExecutor: ModelExecutor {
         slot.nextDrawIsVoid = false
         result.tokenCounts.append(0)
       } else if share.samples {
-        let token = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)
-        slot.drawn = token
         slot.pendingDraws -= 1
-        // A row whose request had ended draws on, as a device would.
-        slot.tokens.append(token)
-        if slot.assignment.logprobs != nil {
-          result.logprobs.append(
-            (result.tokens.count, model.logprobs(state, chosen: token, options: slot.assignment.logprobs)))
+        for (draft, reached) in states.enumerated() {
+          state = reached
+          let token = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)
+          slot.drawn = token
+          // A row whose request had ended draws on, as a device would.
+          slot.tokens.append(token)
+          if slot.assignment.logprobs != nil {
+            result.logprobs.append(
+              (result.tokens.count, model.logprobs(state, chosen: token, options: slot.assignment.logprobs)))
+          }
+          result.tokens.append(token)
+          guard draft < Int(share.draftCount) else { break }
+          let guess = batch.tokens[Int(share.tokenOffset + share.count - share.draftCount) + draft]
+          guard guess == token else { break }
+          accepted += 1
         }
-        result.tokens.append(token)
+        if share.draftCount > 0 {
+          result.acceptedDrafts.append((index, accepted))
+          slot.launchedCount = end - Int(share.draftCount) + accepted
+        }
         let count = slot.assignment.logprobs == nil ? forcedCount?(slot.tokens) ?? 0 : 0
         for _ in 0..<count {
           state = model.advance(state, slot.tokens[slot.tokens.count - 1], at: slot.tokens.count - 1)
@@ -251,7 +278,7 @@ public struct FakeExecutor: ModelExecutor {
           slot.pendingDraws = 0
           slot.nextDrawIsVoid = true
         }
-        result.tokenCounts.append(Int32(1 + count))
+        result.tokenCounts.append(Int32(1 + accepted + count))
       } else {
         result.tokenCounts.append(0)
       }

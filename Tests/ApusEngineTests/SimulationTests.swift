@@ -77,6 +77,8 @@ struct Coverage {
     let policy = scenario.configuration.policy
     count(policy == .priority ? "retractions by priority" : "retractions for lack of pages", run.statistics.retractions)
     count("cached tokens", run.statistics.cachedTokens)
+    count("right guesses", run.statistics.acceptedDraftTokens)
+    count("wrong guesses", run.statistics.draftTokens - run.statistics.acceptedDraftTokens)
     count("forced tokens", run.statistics.forcedTokens)
     count("evicted tokens", run.statistics.evictedTokens)
     count("flushes", run.flushes.count)
@@ -107,7 +109,7 @@ struct Coverage {
       "retractions by priority", "retractions for lack of pages", "cached tokens", "evicted tokens", "flushes",
       "drains", "requests retracted twice", "retracted with prompt logprobs", "full queues", "prompts too long",
       "requests after the end", "stop tokens", "readers who have enough", "ends by length", "aborts", "failures",
-      "ends for lack of pages", "forced tokens",
+      "ends for lack of pages", "forced tokens", "right guesses", "wrong guesses",
     ]
     for name in names { #expect(counts[name, default: 0] >= 20, "the schedules met only \(counts[name] ?? 0) \(name)") }
   }

@@ -59,6 +59,7 @@ extension EngineOptions {
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
+    configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration

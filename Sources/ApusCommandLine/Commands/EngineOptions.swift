@@ -100,6 +100,16 @@ struct EngineOptions: ParsableArguments {
   @Flag(help: "Schedules between steps instead of during them: slower, the plain form for comparisons.")
   var disableOverlapSchedule = false
 
+  @Option(
+    help: ArgumentHelp(
+      "Guesses tokens ahead and verifies several in one pass: ngram looks up where the last tokens stood before. Output "
+        + "stays the same; text that repeats its prompt or itself comes faster while few requests run.",
+      valueName: "ngram"))
+  var speculativeAlgorithm: SpeculativeAlgorithm?
+
+  @Option(help: ArgumentHelp("With a speculative algorithm: tokens guessed at most per step.", valueName: "count"))
+  var speculativeNumDraftTokens = 8
+
   @Flag(
     help: "Draws every token of constrained output, those too that the grammar leaves no choice about: for comparisons."
   )
@@ -232,4 +242,12 @@ struct SamplingOptions: ParsableArguments {
       repetitionPenalty: repetitionPenalty, frequencyPenalty: frequencyPenalty, presencePenalty: presencePenalty,
       seed: seed, stop: stop.isEmpty ? nil : stop)
   }
+}
+
+/// How tokens are guessed ahead.
+enum SpeculativeAlgorithm: String, ExpressibleByArgument, CaseIterable {
+  case ngram
+
+  /// SGLang's spelling, in capitals, is understood too.
+  init?(argument: String) { self.init(rawValue: argument.lowercased()) }
 }

@@ -190,6 +190,8 @@ extension ServerState {
     writer.member("cached_tokens", s.cachedTokens)
     writer.member("generated_tokens", s.generatedTokens)
     writer.member("jump_forward_tokens", s.forcedTokens)
+    writer.member("spec_draft_tokens", s.draftTokens)
+    writer.member("spec_accepted_tokens", s.acceptedDraftTokens)
     writer.member("evicted_tokens", s.evictedTokens)
     writer.member("resident_bytes", s.residentBytes)
     writer.member("scheduler_seconds", s.schedulerSeconds)

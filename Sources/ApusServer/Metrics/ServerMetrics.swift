@@ -139,6 +139,9 @@ final class ServerMetrics: Sendable {
     gauge("is_draining", "Whether new requests are refused because the server is stopping.", s.isDraining ? 1 : 0)
     counter("prompt_tokens_total", "Prompt tokens since the start.", Double(s.promptTokens))
     counter("generation_tokens_total", "Output tokens since the start.", Double(s.generatedTokens))
+    counter("spec_draft_tokens_total", "Tokens guessed ahead by speculative decoding.", Double(s.draftTokens))
+    counter(
+      "spec_accepted_tokens_total", "Tokens guessed ahead that were right.", Double(s.acceptedDraftTokens))
     counter(
       "jump_forward_tokens_total", "Output tokens that a grammar forced, taken without a draw.", Double(s.forcedTokens))
     counter("cached_tokens_total", "Prompt tokens found in the prefix cache since the start.", Double(s.cachedTokens))

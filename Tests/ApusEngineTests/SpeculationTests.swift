@@ -1,0 +1,74 @@
+import Apus
+import ApusCore
+import ApusEngine
+import Foundation
+import Testing
+
+private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+  .appendingPathComponent("../../Models/apus-demo").standardizedFileURL.path
+
+/// Guessing tokens ahead changes nothing but the number of steps.
+@Suite("Speculative decoding", .serialized) struct SpeculationTests {
+  private struct Answer: Equatable {
+    var tokens: [TokenID]
+    var logprobs: [PositionLogprobs]
+    var reason: FinishReason
+  }
+
+  /// Requests with one option or another, drawn from a seed.
+  private func request(_ seed: UInt64) -> Request {
+    var sampling = SamplingParameters()
+    sampling.seed = seed
+    sampling.maxNewTokens = 24 + Int(seed % 5) * 8
+    sampling.temperature = seed % 3 == 0 ? 0 : 0.7
+    if seed % 4 == 1 { sampling.topP = 0.9 }
+    if seed % 5 == 1 { sampling.frequencyPenalty = 0.4 }
+    if seed % 5 == 2 { sampling.repetitionPenalty = 1.2 }
+    if seed % 7 == 3 { sampling.minNewTokens = 20 }
+    if seed % 6 == 4 { sampling.grammar = .regex("(the red (fox|hen) and ){2,9}all") }
+    if seed % 8 == 5 { sampling.logitBias = [300: 2, 301: -100] }
+    if seed % 9 == 6 { sampling.ignoreEOS = true }
+    if seed % 11 == 7 { sampling.stop = ["and"] }
+    let list = "red fox, blue hen, green cow, old red fox, tall blue hen, small green cow"
+    var request = Request(
+      prompt: .text("Copy: \(list)\nCopy: \(list)\nCopy: \(list)\nCopy: \(list.prefix(Int(seed % 17)))"),
+      sampling: sampling)
+    if seed % 4 == 2 { request.logprobs = LogprobOptions(topCount: 2) }
+    return request
+  }
+
+  private func answers(drafts: Int, overlap: Bool, at once: Int) async throws -> ([Answer], ServiceStatistics) {
+    var configuration = EngineConfiguration(modelPath: model)
+    configuration.speculativeDraftTokens = drafts
+    configuration.enablesOverlap = overlap
+    configuration.maxTotalTokens = 4096
+    return try await withEngine(configuration) { engine in
+      var answers: [Answer] = []
+      for first in stride(from: UInt64(0), to: 60, by: UInt64.Stride(once)) {
+        // The streams are all begun before any is read.
+        let streams = try (first..<min(60, first + UInt64(once))).map { try engine.generate(request($0)) }
+        for stream in streams {
+          let result = try await stream.result()
+          answers.append(Answer(tokens: result.tokens, logprobs: result.logprobs, reason: result.finishReason))
+        }
+      }
+      return (answers, engine.statistics())
+    }
+  }
+
+  @Test("Tokens, log-probabilities and ends are those of plain decoding, to the bit, alone and together")
+  func identical() async throws {
+    let (plain, statistics) = try await answers(drafts: 0, overlap: true, at: 1)
+    #expect(statistics.draftTokens == 0)
+    for (drafts, overlap, once) in [(8, true, 1), (3, false, 1), (8, true, 5), (1, true, 20)] {
+      let (guessed, counts) = try await answers(drafts: drafts, overlap: overlap, at: once)
+      for (seed, pair) in zip(plain, guessed).enumerated() {
+        #expect(pair.0 == pair.1, "seed \(seed), \(drafts) drafts, overlap \(overlap), \(once) at once")
+      }
+      if once < 20 {
+        #expect(counts.acceptedDraftTokens > 100 && counts.acceptedDraftTokens < counts.draftTokens, "\(counts)")
+        #expect(counts.steps < statistics.steps || once > 1)
+      }
+    }
+  }
+}
