@@ -45,6 +45,8 @@ public final class StepRunner: @unchecked Sendable {
   private var drawnLogprobs: [(tokenIndex: Int, offset: Int, values: PositionLogprobs)] = []
   /// Tokens drawn in the verification under way, and whether the last one was as guessed.
   private var verified: [TokenID] = []
+  /// Tokens that a grammar forces after those, in reverse.
+  private var stillForced: [TokenID] = []
   private var isVerifying = false
   private let mask = MaskBuffer()
 
@@ -305,12 +307,19 @@ public final class StepRunner: @unchecked Sendable {
     if entry.draft == 0 {
       isVerifying = true
       verified.removeAll(keepingCapacity: true)
+      stillForced.removeAll(keepingCapacity: true)
     }
     guard isVerifying else { return }
     let request = batch.requests[entry.request]
     let slot = Int(request.slot)
-    if let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0 {
+    // What a grammar forces is not drawn here either: plain decoding would not have asked the model how to spell it.
+    var next = stillForced.popLast()
+    if next == nil, let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0 {
       slots[slot]!.append(token)
+      stillForced = slots[slot]!.takeForcedTokens(after: entry.position).reversed()
+      next = token
+    }
+    if let token = next {
       verified.append(token)
       let guess = Int(request.tokenOffset + request.count - request.draftCount) + entry.draft
       if entry.draft < Int(request.draftCount) && batch.tokens[guess] == token { return }
@@ -321,9 +330,8 @@ public final class StepRunner: @unchecked Sendable {
     result.acceptedDrafts.append((request: entry.request, count: max(0, verified.count - 1)))
     guard let first = verified.first else { return }
     result.tokens[entry.tokenIndex] = first
-    var more = Array(verified.dropFirst())
-    more += slots[slot]!.takeForcedTokens(after: entry.position)
-    if !more.isEmpty { extras.append((entry.tokenIndex, more)) }
+    let more = verified.dropFirst() + stillForced.reversed()
+    if !more.isEmpty { extras.append((entry.tokenIndex, Array(more))) }
   }
 
   /// Puts a drawn token into the result and the slot.

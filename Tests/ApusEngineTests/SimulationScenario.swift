@@ -294,8 +294,12 @@ func faults(of run: Run, in scenario: Scenario) -> [String] {
     var reference = scenario.model.reference(submission, contextLength: contextLength, capacityTokens: capacity)
     if scenario.forces && outcome.tokens.count > reference.tokens.count && reference.reason == nil {
       // Forced tokens are known before there is room for their K/V, so the text may go a little past the pool's end.
-      reference = scenario.model.reference(submission, contextLength: contextLength, capacityTokens: capacity + 9)
-      if reference.reason == nil && reference.tokens.starts(with: outcome.tokens) { reference.tokens = outcome.tokens }
+      let longer = scenario.model.reference(submission, contextLength: contextLength, capacityTokens: capacity + 9)
+      if longer.reason == outcome.reason {
+        reference = longer
+      } else if longer.tokens.starts(with: outcome.tokens) {
+        reference.tokens = outcome.tokens
+      }
     }
     switch outcome.reason {
     case .abort("client")?, .abort("logits are not numbers")?, .stop(.text("enough"))?:

@@ -44,9 +44,9 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     configuration.maxTotalTokens = 4096
     return try await withEngine(configuration) { engine in
       var answers: [Answer] = []
-      for first in stride(from: UInt64(0), to: 60, by: UInt64.Stride(once)) {
+      for first in stride(from: UInt64(0), to: 42, by: UInt64.Stride(once)) {
         // The streams are all begun before any is read.
-        let streams = try (first..<min(60, first + UInt64(once))).map { try engine.generate(request($0)) }
+        let streams = try (first..<min(42, first + UInt64(once))).map { try engine.generate(request($0)) }
         for stream in streams {
           let result = try await stream.result()
           answers.append(Answer(tokens: result.tokens, logprobs: result.logprobs, reason: result.finishReason))

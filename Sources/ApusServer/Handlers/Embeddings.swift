@@ -194,7 +194,7 @@ extension ServerState {
         return .failure(error)
       }
     }
-    let connection = monitors.monitor(of: context.channel)
+    let connection = context.channel.flatMap { monitors.monitor(of: $0) }
     let key = connection?.onClose { task.cancel() } ?? 0
     defer { connection?.remove(key) }
     return try await task.value.get()
