@@ -9,25 +9,14 @@ and errors. Prints one line per check and exits with 0 if all of them passed, el
 nothing to check of is skipped; the wrong key is tried only if --api-key is given.
 """
 
-import argparse
 import importlib.metadata
 import json
 import sys
-import traceback
 
 import ollama
 
-CHECKS = []
-
-
-def check(function):
-  """Registers a check; its name is the function's."""
-  CHECKS.append(function)
-  return function
-
-
-class Skip(Exception):
-  """Raised by a check that this server or this call gives nothing to check."""
+import client_check
+from client_check import Skip, check
 
 
 def get_weather(city: str) -> str:
@@ -234,27 +223,5 @@ def a_wrong_key_is_unauthorized(s):
   expect_error(401, "key", lambda: s.make_client(s.key + "x").list())
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("url", help="the server, such as http://127.0.0.1:8000")
-  parser.add_argument("--api-key", help="the key that the server was started with")
-  arguments = parser.parse_args()
-  subject = Subject(arguments.url, arguments.api_key)
-  failures = 0
-  for function in CHECKS:
-    try:
-      function(subject)
-      print(f"pass  {function.__name__}")
-    except Skip as skip:
-      print(f"skip  {function.__name__}: {skip}")
-    except Exception:  # A failing check must not hide those after it.
-      failures += 1
-      print(f"FAIL  {function.__name__}")
-      traceback.print_exc(limit=3)
-  version = importlib.metadata.version("ollama")
-  print(f"ollama {version}, model {subject.model}: {len(CHECKS) - failures} of {len(CHECKS)} without failure")
-  return 1 if failures else 0
-
-
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(client_check.main(__doc__, f"ollama {importlib.metadata.version('ollama')}", Subject, "http://127.0.0.1:8000"))

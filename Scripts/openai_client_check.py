@@ -9,28 +9,17 @@ the client's exception types. Prints one line per check and exits with 0 if all 
 none; the wrong key is tried only if --api-key is given.
 """
 
-import argparse
 import asyncio
 import io
 import json
 import sys
 import time
-import traceback
 
 import openai
 import pydantic
 
-CHECKS = []
-
-
-def check(function):
-  """Registers a check; its name is the function's."""
-  CHECKS.append(function)
-  return function
-
-
-class Skip(Exception):
-  """Raised by a check that this server or this call gives nothing to check."""
+import client_check
+from client_check import Skip, check
 
 
 class Subject:
@@ -607,26 +596,5 @@ def bad_batches_are_bad_requests(s):
   expect_error(openai.NotFoundError, 404, lambda: s.client.batches.retrieve("batch_none"))
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("url", help="the API's base, such as http://127.0.0.1:8000/v1")
-  parser.add_argument("--api-key", help="the key that the server was started with")
-  arguments = parser.parse_args()
-  subject = Subject(arguments.url, arguments.api_key)
-  failures = 0
-  for function in CHECKS:
-    try:
-      function(subject)
-      print(f"pass  {function.__name__}")
-    except Skip as skip:
-      print(f"skip  {function.__name__}: {skip}")
-    except Exception:  # A failing check must not hide those after it.
-      failures += 1
-      print(f"FAIL  {function.__name__}")
-      traceback.print_exc(limit=3)
-  print(f"openai {openai.__version__}, model {subject.model}: {len(CHECKS) - failures} of {len(CHECKS)} without failure")
-  return 1 if failures else 0
-
-
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(client_check.main(__doc__, f"openai {openai.__version__}", Subject, "http://127.0.0.1:8000/v1"))
