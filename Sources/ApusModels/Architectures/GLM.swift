@@ -8,11 +8,10 @@ extension ModelArchitecture {
     qkvBias: { fields throws(EngineError) in try fields.flag("attention_bias") ?? false },
     attentionOutputBias: { _ throws(EngineError) in false },
     mlpBias: { _ throws(EngineError) in false },
-    queryKeyNorm: false,
+    queryKeyNorm: { fields throws(EngineError) in try fields.flag("use_qk_norm") ?? false },
     slidingWindows: { _, layerCount throws(EngineError) in Array(repeating: 0, count: layerCount) },
     experts: { fields, layerCount throws(EngineError) in
       try ExpertConfiguration(deepSeek: fields, layerCount: layerCount, score: .sigmoid, firstLayer: 1)
     },
-    rotatedShare: 0.5,
-    hasQueryKeyNorm: { fields throws(EngineError) in try fields.flag("use_qk_norm") ?? false })
+    rotatedShare: 0.5)
 }

@@ -7,6 +7,6 @@ extension ModelArchitecture {
     qkvBias: { fields throws(EngineError) in try fields.flag("attention_bias") ?? false },
     attentionOutputBias: { fields throws(EngineError) in try fields.flag("attention_bias") ?? false },
     mlpBias: { fields throws(EngineError) in try fields.flag("mlp_bias") ?? false },
-    queryKeyNorm: false,
+    queryKeyNorm: { _ throws(EngineError) in false },
     slidingWindows: { _, layerCount throws(EngineError) in Array(repeating: 0, count: layerCount) })
 }

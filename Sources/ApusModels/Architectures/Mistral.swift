@@ -7,7 +7,7 @@ extension ModelArchitecture {
     qkvBias: { _ throws(EngineError) in false },
     attentionOutputBias: { _ throws(EngineError) in false },
     mlpBias: { _ throws(EngineError) in false },
-    queryKeyNorm: false,
+    queryKeyNorm: { _ throws(EngineError) in false },
     slidingWindows: { fields, layerCount throws(EngineError) in
       let silent = fields.json["sliding_window"] == nil
       let window = silent ? 4096 : try fields.optionalSize("sliding_window", limit: 1 << 30) ?? 0

@@ -15,7 +15,7 @@ struct ModelArchitecture: Sendable {
   var qkvBias: Flag
   var attentionOutputBias: Flag
   var mlpBias: Flag
-  var queryKeyNorm: Bool
+  var queryKeyNorm: Flag
   /// A window for each layer; 0 for none.
   var slidingWindows: @Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> [Int]
   /// The sizes of multi-head latent attention; `nil` for families with K/V heads.
@@ -24,8 +24,6 @@ struct ModelArchitecture: Sendable {
   var experts: (@Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> ExpertConfiguration?)?
   /// The share of each head that is rotated where `partial_rotary_factor` is absent.
   var rotatedShare = 1.0
-  /// Whether each head of q and k is normalised; `nil` where the family alone says so, by `queryKeyNorm`.
-  var hasQueryKeyNorm: Flag?
 
   /// All families.
   static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2, glm4MoE]

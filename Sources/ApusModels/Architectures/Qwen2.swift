@@ -7,5 +7,5 @@ extension ModelArchitecture {
     qkvBias: { _ throws(EngineError) in true },
     attentionOutputBias: { _ throws(EngineError) in false },
     mlpBias: { _ throws(EngineError) in false },
-    queryKeyNorm: false, slidingWindows: windowsOfUpperLayers)
+    queryKeyNorm: { _ throws(EngineError) in false }, slidingWindows: windowsOfUpperLayers)
 }

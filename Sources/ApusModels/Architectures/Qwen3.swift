@@ -7,5 +7,5 @@ extension ModelArchitecture {
     qkvBias: { fields throws(EngineError) in try fields.flag("attention_bias") ?? false },
     attentionOutputBias: { fields throws(EngineError) in try fields.flag("attention_bias") ?? false },
     mlpBias: { _ throws(EngineError) in false },
-    queryKeyNorm: true, slidingWindows: windowsOfUpperLayers)
+    queryKeyNorm: { _ throws(EngineError) in true }, slidingWindows: windowsOfUpperLayers)
 }

@@ -171,7 +171,7 @@ extension ModelConfiguration {
     qkvBias = try architecture.qkvBias(fields)
     attentionOutputBias = try architecture.attentionOutputBias(fields)
     mlpBias = try architecture.mlpBias(fields)
-    queryKeyNorm = try architecture.hasQueryKeyNorm?(fields) ?? architecture.queryKeyNorm
+    queryKeyNorm = try architecture.queryKeyNorm(fields)
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(
