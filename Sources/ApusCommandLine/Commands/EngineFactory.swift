@@ -59,7 +59,7 @@ extension EngineOptions {
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
-    configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens
+    configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens ?? 8
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration

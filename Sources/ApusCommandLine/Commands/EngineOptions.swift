@@ -107,8 +107,10 @@ struct EngineOptions: ParsableArguments {
       valueName: "ngram"))
   var speculativeAlgorithm: SpeculativeAlgorithm?
 
-  @Option(help: ArgumentHelp("With a speculative algorithm: tokens guessed at most per step.", valueName: "count"))
-  var speculativeNumDraftTokens = 8
+  @Option(
+    help: ArgumentHelp(
+      "With a speculative algorithm: tokens guessed at most per step, 1 to 64. Default: 8.", valueName: "count"))
+  var speculativeNumDraftTokens: Int?
 
   @Flag(
     help: "Draws every token of constrained output, those too that the grammar leaves no choice about: for comparisons."
@@ -137,6 +139,12 @@ struct EngineOptions: ParsableArguments {
     try atLeastOne(chunkedPrefillSize, "--chunked-prefill-size")
     try atLeastOne(maxTotalTokens, "--max-total-tokens")
     try atLeastOne(threads, "--threads")
+    try atLeastOne(speculativeNumDraftTokens, "--speculative-num-draft-tokens")
+    if speculativeNumDraftTokens != nil && speculativeAlgorithm == nil {
+      throw ValidationError(
+        "--speculative-num-draft-tokens has no effect without --speculative-algorithm; add '--speculative-algorithm ngram'."
+      )
+    }
     if maxQueuedRequests < 0 {
       throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
     }
