@@ -186,10 +186,10 @@ public struct ServiceStatistics: Sendable, Equatable {
   public var promptTokens = 0
   public var cachedTokens = 0
   public var generatedTokens = 0
-  /// Tokens guessed ahead (speculative decoding), and how many of them were right.
+  /// Draft tokens of speculative decoding, and how many of them were accepted.
   public var draftTokens = 0
   public var acceptedDraftTokens = 0
-  /// Of the output tokens, those that a grammar left no choice about and that no forward pass was spent on to draw (jump-forward).
+  /// Of the output tokens, those that a grammar left no choice about and that took no forward pass each (jump-forward).
   public var forcedTokens = 0
   /// Retractions since the start.
   public var retractions = 0

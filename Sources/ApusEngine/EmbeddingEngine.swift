@@ -68,16 +68,9 @@ public final class EmbeddingEngine: GenerationService, EmbeddingService {
     _ configuration: EngineConfiguration, progress: (@Sendable (LoadProgress) -> Void)? = nil
   ) async throws(EngineError) -> EmbeddingEngine {
     try configuration.validate()
-    let result: Result<EmbeddingEngine, EngineError> = await withCheckedContinuation { continuation in
-      EngineThread.start(name: "apus-load") {
-        do throws(EngineError) {
-          continuation.resume(returning: .success(try load(configuration, progress: progress)))
-        } catch {
-          continuation.resume(returning: .failure(error))
-        }
-      }
+    return try await EngineThread.result(name: "apus-load") { () throws(EngineError) in
+      try load(configuration, progress: progress)
     }
-    return try result.get()
   }
 
   private static func load(
@@ -455,10 +448,4 @@ private struct DecoderNetwork: SequenceNetwork {
       return information.isNormalized ? normalizedEmbedding(vector) : vector
     }
   }
-}
-
-private func monotonicSeconds() -> Double {
-  var time = timespec()
-  clock_gettime(CLOCK_MONOTONIC, &time)
-  return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
 }

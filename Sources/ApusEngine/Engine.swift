@@ -88,16 +88,9 @@ public final class Engine: GenerationService {
   ) async throws(EngineError) -> Engine {
     try configuration.validate()
     // Loading blocks for as long as the disk takes: on a thread of its own it keeps no task waiting.
-    let result: Result<Engine, EngineError> = await withCheckedContinuation { continuation in
-      EngineThread.start(name: "apus-load") {
-        do throws(EngineError) {
-          continuation.resume(returning: .success(try load(configuration, progress: progress)))
-        } catch {
-          continuation.resume(returning: .failure(error))
-        }
-      }
+    return try await EngineThread.result(name: "apus-load") { () throws(EngineError) in
+      try load(configuration, progress: progress)
     }
-    return try result.get()
   }
 
   private static func load(

@@ -1,3 +1,4 @@
+import ApusCore
 import CLinux
 import Glibc
 import Synchronization
@@ -33,6 +34,22 @@ enum EngineThread {
         return nil
       }, body.toOpaque())
     precondition(status == 0, "The system refused a thread (error \(status)).")
+  }
+
+  /// What `run` brings, computed on a thread of its own while the caller's task is suspended.
+  static func result<Value: Sendable>(
+    name: String, _ run: @escaping @Sendable () throws(EngineError) -> Value
+  ) async throws(EngineError) -> Value {
+    let result: Result<Value, EngineError> = await withCheckedContinuation { continuation in
+      start(name: name) {
+        do throws(EngineError) {
+          continuation.resume(returning: .success(try run()))
+        } catch {
+          continuation.resume(returning: .failure(error))
+        }
+      }
+    }
+    return try result.get()
   }
 }
 

@@ -24,8 +24,8 @@ final class JumpForwardConstraint: TokenConstraint {
 final class JumpForwardMatcher: TokenMatcher {
   private let matcher: GrammarMatcher
   private let tokenizer: Tokenizer
-  /// The last tokens, as text: enough for a tokenizer to see what comes before the forced text.
-  private var context: [[UInt8]] = []
+  /// The last tokens: enough for a tokenizer to see what comes before the forced text.
+  private var context: [TokenID] = []
   private static let contextTokens = 8
 
   init(_ matcher: GrammarMatcher, _ tokenizer: Tokenizer) {
@@ -42,7 +42,7 @@ final class JumpForwardMatcher: TokenMatcher {
   func accept(_ token: TokenID) -> Bool {
     guard matcher.accept(token) else { return false }
     if context.count == Self.contextTokens { context.removeFirst() }
-    context.append(matcher.grammar.vocabulary.text(of: token))
+    context.append(token)
     return true
   }
 
@@ -51,7 +51,7 @@ final class JumpForwardMatcher: TokenMatcher {
     // A lone byte is one token at most, and that one is left to the draw.
     guard forced.count > 1 else { return [] }
     // Whole characters only. A text that breaks off within a character is not a text for a tokenizer.
-    var before = Array(context.joined())
+    var before = context.flatMap(matcher.grammar.vocabulary.text(of:))
     guard Self.isWhole(before[...], from: before.startIndex) else { return [] }
     before.removeFirst(Self.leadingContinuations(before))
     while !forced.isEmpty && !Self.isWhole(forced[...], from: 0) { forced.removeLast() }

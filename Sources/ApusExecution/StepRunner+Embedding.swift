@@ -18,26 +18,15 @@ extension StepRunner {
     let pageCount = (tokens.count + kvPageSize - 1) / kvPageSize
     precondition(!tokens.isEmpty && tokens.count <= model.contextLength && pageCount <= pool.pageCount)
     let columns = model.configuration.hiddenSize
-    let step = min(chunk ?? maxTokensPerStep, maxTokensPerStep)
     let block = StepRunner.logitRows(maxRunningRequests: maxRunningRequests)
     var sums = [Double](repeating: 0, count: pooling == .mean ? columns : 0)
     var vector: [Float] = []
-    for start in stride(from: 0, to: tokens.count, by: step) {
-      let count = min(step, tokens.count - start)
-      var batch = ScheduleBatch()
-      batch.tokens = Array(tokens[start..<start + count])
-      batch.pages = (0..<pageCount).map(Int32.init)
-      batch.requests = [
-        ScheduledRequest(
-          slot: 0, start: Int32(start), count: Int32(count), tokenOffset: 0, pageOffset: 0,
-          pageCount: Int32(pageCount), lastTokenIsInFlight: false, samples: false)
-      ]
-      forward(batch)
+    forwardAlone(tokens, chunk: chunk) { positions in
       let wanted: Range<Int> =
         switch pooling {
-        case .cls: start == 0 ? 0..<1 : 0..<0
-        case .last: start + count == tokens.count ? count - 1..<count : 0..<0
-        case .mean: 0..<count
+        case .cls: positions.lowerBound == 0 ? 0..<1 : 0..<0
+        case .last: positions.upperBound == tokens.count ? positions.count - 1..<positions.count : 0..<0
+        case .mean: 0..<positions.count
         }
       for begin in stride(from: wanted.lowerBound, to: wanted.upperBound, by: block) {
         let rows = min(block, wanted.upperBound - begin)

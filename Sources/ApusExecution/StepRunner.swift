@@ -39,11 +39,11 @@ public final class StepRunner: @unchecked Sendable {
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
   private let drawn: UnsafeMutablePointer<TokenID>
   private var plan: [LogitRow] = []
-  /// Tokens that come after the one draw that was planned for: guessed right or forced by a grammar.
+  /// Tokens that come after the one draw that was planned for: accepted drafts' successors, and what a grammar forces.
   private var extras: [(tokenIndex: Int, tokens: [TokenID])] = []
   /// Log-probabilities of draws: those of the planned draw have offset 0, those of the extras after it 1 and more.
   private var drawnLogprobs: [(tokenIndex: Int, offset: Int, values: PositionLogprobs)] = []
-  /// Tokens drawn in the verification under way, and whether the last one was as guessed.
+  /// Tokens drawn in the verification under way, and whether the last one was as drafted.
   private var verified: [TokenID] = []
   /// Tokens that a grammar forces after those, in reverse.
   private var stillForced: [TokenID] = []
@@ -61,7 +61,7 @@ public final class StepRunner: @unchecked Sendable {
     /// Of the token that the row predicts.
     var position: Int
     var purpose: Purpose
-    /// For `verify`, how many guesses stand before the token that the row predicts.
+    /// For `verify`, how many draft tokens stand before the token that the row predicts.
     var draft = 0
   }
 
@@ -301,8 +301,8 @@ public final class StepRunner: @unchecked Sendable {
     return token
   }
 
-  /// Draws from the row before a guess or of a guess, as plain decoding would: the random number of a draw is its
-  /// position's, so the tokens are the same with and without guesses.
+  /// Draws from the row before a draft token or of one, as plain decoding would: the random number of a draw is its
+  /// position's, so the tokens are the same with and without drafts.
   private func verify(_ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult) {
     if entry.draft == 0 {
       isVerifying = true
@@ -314,16 +314,21 @@ public final class StepRunner: @unchecked Sendable {
     let slot = Int(request.slot)
     // What a grammar forces is not drawn here either: plain decoding would not have asked the model how to spell it.
     var next = stillForced.popLast()
-    if next == nil, let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0 {
+    // A row behind the first that cannot be drawn from fails when it comes first in a later step, as in plain decoding. What
+    // was drawn before it stands, and may have ended the request.
+    let isFirst = verified.isEmpty
+    if next == nil, isFirst || isFinite(row, row: 0),
+      let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0
+    {
       slots[slot]!.append(token)
       stillForced = slots[slot]!.takeForcedTokens(after: entry.position).reversed()
       next = token
     }
     if let token = next {
       verified.append(token)
-      let guess = Int(request.tokenOffset + request.count - request.draftCount) + entry.draft
-      if entry.draft < Int(request.draftCount) && batch.tokens[guess] == token { return }
-    } else if !result.failures.contains(where: { $0.request == entry.request }) {
+      let draft = Int(request.tokenOffset + request.count - request.draftCount) + entry.draft
+      if entry.draft < Int(request.draftCount) && batch.tokens[draft] == token { return }
+    } else if isFirst, !result.failures.contains(where: { $0.request == entry.request }) {
       failDraw(entry.request, slot: slot, into: &result)
     }
     isVerifying = false
@@ -442,6 +447,30 @@ public final class StepRunner: @unchecked Sendable {
 
   // MARK: Without a scheduler
 
+  /// Runs the forward pass over one sequence, in chunks of at most `maxTokensPerStep` tokens. Uses the first pages of the pool
+  /// and no slot, so it must not be mixed with steps in flight.
+  ///
+  /// - Parameters:
+  ///   - chunk: tokens computed at once; `nil` for `maxTokensPerStep`. Changes no bit of the result.
+  ///   - body: called after each chunk with its positions, whose hidden states are rows 0, 1, ... of the state.
+  func forwardAlone(_ tokens: [TokenID], chunk: Int?, _ body: (Range<Int>) -> Void) {
+    let step = min(chunk ?? maxTokensPerStep, maxTokensPerStep)
+    let pageCount = (tokens.count + kvPageSize - 1) / kvPageSize
+    for start in stride(from: 0, to: tokens.count, by: step) {
+      let positions = start..<min(start + step, tokens.count)
+      var batch = ScheduleBatch()
+      batch.tokens = Array(tokens[positions])
+      batch.pages = (0..<pageCount).map(Int32.init)
+      batch.requests = [
+        ScheduledRequest(
+          slot: 0, start: Int32(start), count: Int32(positions.count), tokenOffset: 0, pageOffset: 0,
+          pageCount: Int32(pageCount), lastTokenIsInFlight: false, samples: false)
+      ]
+      forward(batch)
+      body(positions)
+    }
+  }
+
   /// The raw logits of the positions given, for a prompt computed alone in chunks. Uses the first pages of the pool and no
   /// slot, so it must not be mixed with steps in flight. For tests and tools.
   ///
@@ -457,21 +486,10 @@ public final class StepRunner: @unchecked Sendable {
     guard pageCount <= pool.pageCount, prompt.count <= model.contextLength else {
       throw EngineError(.invalidRequest, "The prompt of \(prompt.count) tokens does not fit the pool or the context.")
     }
-    let step = min(chunk ?? maxTokensPerStep, maxTokensPerStep)
     var found: [Int: [Float]] = [:]
-    for start in stride(from: 0, to: prompt.count, by: step) {
-      let count = min(step, prompt.count - start)
-      var batch = ScheduleBatch()
-      batch.tokens = Array(prompt[start..<start + count])
-      batch.pages = (0..<pageCount).map(Int32.init)
-      batch.requests = [
-        ScheduledRequest(
-          slot: 0, start: Int32(start), count: Int32(count), tokenOffset: 0, pageOffset: 0,
-          pageCount: Int32(pageCount), lastTokenIsInFlight: false, samples: false)
-      ]
-      forward(batch)
-      for position in wanted where position >= start && position < start + count {
-        var row = Int32(position - start)
+    forwardAlone(prompt, chunk: chunk) { chunk in
+      for position in wanted where chunk.contains(position) {
+        var row = Int32(position - chunk.lowerBound)
         model.logits(state, rows: &row, count: 1, scratch: logitScratch, out: rawRow)
         found[position] = Array(UnsafeBufferPointer(start: rawRow.float32, count: vocabulary))
       }
@@ -486,7 +504,7 @@ private func require(_ condition: Bool, _ sentence: StaticString) {
 }
 
 /// Seconds of the monotonic clock.
-func monotonicSeconds() -> Double {
+package func monotonicSeconds() -> Double {
   var time = timespec()
   clock_gettime(CLOCK_MONOTONIC, &time)
   return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9

@@ -67,13 +67,13 @@ final class Req {
   var pendingDraws = 0
   /// The draw of a launched step brings nothing, since the step before it brought the token that it would draw, and more.
   var nextDrawIsVoid = false
-  /// Guessed tokens that the launched step verifies. Until it ends nobody knows where the sequence goes on.
+  /// Draft tokens that the launched step verifies. Until it ends nobody knows where the sequence goes on.
   var draftCount = 0
-  /// Guesses tokens; made when the first guess is wanted.
+  /// Drafts tokens; made when the first are wanted.
   var drafter: NgramDrafter?
-  /// How many tokens are guessed next: grows while guesses are right.
+  /// How many tokens are drafted next: grows while all are accepted.
   var draftLength = 4
-  /// Steps without a guess still to come, after wrong ones.
+  /// Steps without drafts still to come, after rejected ones.
   var draftPause = 0
   /// How many steps the last pause took.
   var lastDraftPause = 0

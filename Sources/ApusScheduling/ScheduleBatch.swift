@@ -22,8 +22,8 @@ public struct ScheduledRequest: Sendable, Equatable {
   public var lastTokenIsInFlight: Bool
   /// Whether a token is drawn from the last row's logits.
   public var samples: Bool
-  /// How many of the tokens, the last ones, are guesses. The row before the first guess and the row of each guess are
-  /// drawn from in turn, as long as the draw before was what had been guessed.
+  /// How many of the tokens, the last ones, are drafts (speculative decoding). The row before the first and the row of each
+  /// are drawn from in turn, as long as the draw before was what had been drafted.
   public var draftCount: Int32
   /// The first position whose *next* token's log-probability is wanted, for prompt log-probabilities; `Int32.max` for
   /// none. Of the rows computed, those at positions in promptLogprobStart..<promptLogprobEnd are reported.
@@ -118,7 +118,7 @@ public struct StepResult: Sendable {
   public var tokens: [TokenID] = []
   /// How many tokens of `tokens` belong to each request of the batch.
   public var tokenCounts: [Int32] = []
-  /// How many guesses were right, for each request that had some: (index in `requests`, count).
+  /// How many draft tokens were accepted, for each request that had some: (index in `requests`, count).
   public var acceptedDrafts: [(request: Int, count: Int)] = []
   /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
   public var logprobs: [(index: Int, values: PositionLogprobs)] = []

@@ -219,17 +219,17 @@ public struct Scheduler: ~Copyable {
   /// Gives one token to each running request that lags by one, as far as pages reach. The budget reaches for all: a
   /// request is admitted only with budget that a step left over.
   private mutating func scheduleDecodes(into batch: inout ScheduleBatch, budget: inout Int) {
-    let guesses = guessesAreWorthwhile
+    let drafting = isDraftingWorthwhile
     for req in running where req.extendCount == 1 {
       if budget == 0 { return }
       var drafts: [TokenID] = []
-      if guesses {
+      if drafting {
         if req.draftPause > 0 {
           req.draftPause -= 1
         } else {
-          // A guess needs to know the token that a step in flight draws.
+          // A draft needs to know the token that a step in flight draws.
           if req.pendingDraws > 0 { continue }
-          drafts = guess(for: req, budget: budget)
+          drafts = draft(for: req, budget: budget)
         }
       }
       if !drafts.isEmpty && schedule(req, count: 1, drafts: drafts, into: &batch) {
@@ -240,24 +240,24 @@ public struct Scheduler: ~Copyable {
     }
   }
 
-  /// Whether tokens are guessed in this step: few requests run, none waits and none computes its prompt. A request that
-  /// guesses does without overlap, which costs little where few run and the others must not wait for it.
-  private var guessesAreWorthwhile: Bool {
+  /// Whether tokens are drafted in this step: few requests run, none waits and none computes its prompt. A request that
+  /// drafts does without overlap, which costs little where few run and the others must not wait for it.
+  private var isDraftingWorthwhile: Bool {
     configuration.draftTokens > 0 && running.count <= configuration.maxDraftingRequests && waiting.isEmpty
       && running.allSatisfy { $0.extendCount <= 1 }
   }
 
   /// The tokens that may come next, to be verified in one pass.
-  private func guess(for req: Req, budget: Int) -> [TokenID] {
-    // The last token wanted needs no guess behind it.
+  private func draft(for req: Req, budget: Int) -> [TokenID] {
+    // The last token wanted needs no draft behind it.
     let limit = min(req.draftLength, configuration.draftTokens, req.remainingOutputs - 1, budget - 1)
     guard limit > 0 else { return [] }
     if req.drafter == nil { req.drafter = NgramDrafter() }
     return req.drafter?.propose(after: req.tokens, limit: limit) ?? []
   }
 
-  /// Takes how many of a request's guesses were right, and frees what the others took.
-  private mutating func settleGuesses(_ req: Req, accepted: Int, of count: Int) {
+  /// Takes how many of a request's draft tokens were accepted, and frees what the others took.
+  private mutating func settleDrafts(_ req: Req, accepted: Int, of count: Int) {
     counts.draftTokens += count
     counts.acceptedDraftTokens += accepted
     if accepted == count {
@@ -265,7 +265,7 @@ public struct Scheduler: ~Copyable {
     } else {
       req.draftLength = accepted + 1
     }
-    // Text that cannot be guessed is guessed at ever more rarely.
+    // Text that cannot be foreseen is drafted ever more rarely.
     req.lastDraftPause = accepted > 0 ? 0 : min(2 * req.lastDraftPause + 1, 31)
     req.draftPause = req.lastDraftPause
     guard req.state == .running else { return }
@@ -401,7 +401,7 @@ public struct Scheduler: ~Copyable {
           invariant(
             drawn.isEmpty == (!share.samples || isVoid), "a share that samples brings tokens, and no other brings any")
           req.computedCount = Int(share.start + share.count - share.draftCount) + accepted
-          if share.draftCount > 0 { settleGuesses(req, accepted: accepted, of: Int(share.draftCount)) }
+          if share.draftCount > 0 { settleDrafts(req, accepted: accepted, of: Int(share.draftCount)) }
           for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
           if req.isFillingCache && req.state == .running { checkpoint(req) }
           if share.samples {

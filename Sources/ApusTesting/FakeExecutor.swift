@@ -43,8 +43,8 @@ public struct FakeExecutor: ModelExecutor {
     var pendingDraws = 0
     /// The draw of a launched batch is of a token that is known by now.
     var nextDrawIsVoid = false
-    /// Guesses in the launched batch.
-    var isGuessing = false
+    /// Whether the launched batch holds draft tokens.
+    var isDrafting = false
     /// All tokens of the sequence; outputs are added when they are drawn.
     var tokens: [TokenID]
     /// Number of the assignment: tells whose cells are whose.
@@ -166,8 +166,8 @@ public struct FakeExecutor: ModelExecutor {
           end < slot.assignment.promptCount + (slot.assignment.sampling.maxNewTokens ?? .max / 2),
           "slot \(share.slot) guesses past its end")
       }
-      check(!slot.isGuessing, "slot \(share.slot) is used while its guesses are verified")
-      slot.isGuessing = share.draftCount > 0
+      check(!slot.isDrafting, "slot \(share.slot) is used while its guesses are verified")
+      slot.isDrafting = share.draftCount > 0
       if share.samples { slot.pendingDraws += 1 }
 
       for page in Self.written(share, batch) {
@@ -216,7 +216,7 @@ public struct FakeExecutor: ModelExecutor {
 
       // Read everything back.
       var state = model.start()
-      slot.isGuessing = false
+      slot.isDrafting = false
       var accepted = 0
       var states: [UInt64] = []
       var sequence: [TokenID] = []
@@ -258,8 +258,8 @@ public struct FakeExecutor: ModelExecutor {
           }
           result.tokens.append(token)
           guard draft < Int(share.draftCount) else { break }
-          let guess = batch.tokens[Int(share.tokenOffset + share.count - share.draftCount) + draft]
-          guard guess == token else { break }
+          let draftToken = batch.tokens[Int(share.tokenOffset + share.count - share.draftCount) + draft]
+          guard draftToken == token else { break }
           accepted += 1
         }
         if share.draftCount > 0 {
