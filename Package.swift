@@ -134,7 +134,10 @@ let package = Package(
       ], exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(
       name: "ApusEngineTests",
-      dependencies: ["Apus", "ApusCore", "ApusEngine", "ApusScheduling", "ApusTesting", "ApusTokenization"],
+      dependencies: [
+        "Apus", "ApusCore", "ApusEngine", "ApusExecution", "ApusModels", "ApusScheduling", "ApusTensors",
+        "ApusTesting", "ApusTokenization",
+      ],
       swiftSettings: settings),
     .testTarget(
       name: "ApusServerTests",
@@ -146,6 +149,7 @@ let package = Package(
       ], swiftSettings: settings),
     .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: settings),
     .testTarget(
-      name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine"], swiftSettings: settings),
+      name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine", "ApusEngine"],
+      swiftSettings: settings),
   ]
 )

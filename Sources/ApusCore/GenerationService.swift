@@ -186,9 +186,10 @@ public struct ServiceStatistics: Sendable, Equatable {
   public var promptTokens = 0
   public var cachedTokens = 0
   public var generatedTokens = 0
-  /// Draft tokens of speculative decoding, and how many of them were accepted.
+  /// Draft tokens of speculative decoding, how many of them were accepted, and the forward passes that verified them.
   public var draftTokens = 0
   public var acceptedDraftTokens = 0
+  public var verifications = 0
   /// Of the output tokens, those that a grammar left no choice about and that took no forward pass each (jump-forward).
   public var forcedTokens = 0
   /// Retractions since the start.
@@ -202,6 +203,11 @@ public struct ServiceStatistics: Sendable, Equatable {
   public var residentBytes = 0
   /// Whether new requests are refused because the service is stopping.
   public var isDraining = false
+
+  /// How draft tokens fared.
+  public var speculation: SpeculationCounts {
+    SpeculationCounts(verifications: verifications, draftTokens: draftTokens, acceptedTokens: acceptedDraftTokens)
+  }
 
   /// Zeroes.
   public init() {}

@@ -19,9 +19,15 @@ public protocol TokenMatcher: AnyObject {
   /// Takes the tokens that have to come next and gives them: where the constraint leaves one continuation, no forward
   /// pass is needed to find it. Empty where there is a choice.
   func takeForcedTokens() -> [TokenID]
+  /// A matcher in the same place, which goes its own way from here, so that tokens can be tried; `nil` if there is none to
+  /// be had.
+  func fork() -> (any TokenMatcher)?
 }
 
 extension TokenMatcher {
   /// A matcher that knows of no text forces none.
   public func takeForcedTokens() -> [TokenID] { [] }
+
+  /// A matcher that cannot be copied.
+  public func fork() -> (any TokenMatcher)? { nil }
 }

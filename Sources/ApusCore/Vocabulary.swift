@@ -55,12 +55,49 @@ public struct Usage: Sendable, Equatable {
   public var cachedTokens: Int
   /// How often the request was retracted to make room for others.
   public var retractions: Int
+  /// What speculative decoding brought the request; `nil` where the service does not speculate.
+  public var speculation: SpeculationCounts?
 
   /// Makes a count; everything starts at zero.
-  public init(promptTokens: Int = 0, completionTokens: Int = 0, cachedTokens: Int = 0, retractions: Int = 0) {
+  public init(
+    promptTokens: Int = 0, completionTokens: Int = 0, cachedTokens: Int = 0, retractions: Int = 0,
+    speculation: SpeculationCounts? = nil
+  ) {
     self.promptTokens = promptTokens
     self.completionTokens = completionTokens
     self.cachedTokens = cachedTokens
     self.retractions = retractions
+    self.speculation = speculation
+  }
+}
+
+/// How draft tokens fared.
+public struct SpeculationCounts: Sendable, Equatable {
+  /// Forward passes that verified draft tokens.
+  public var verifications: Int
+  /// Draft tokens verified, and how many of them were accepted.
+  public var draftTokens: Int
+  public var acceptedTokens: Int
+
+  /// Makes counts.
+  public init(verifications: Int = 0, draftTokens: Int = 0, acceptedTokens: Int = 0) {
+    self.verifications = verifications
+    self.draftTokens = draftTokens
+    self.acceptedTokens = acceptedTokens
+  }
+
+  /// The share of draft tokens that were accepted; 0 before the first.
+  public var acceptRate: Double { draftTokens == 0 ? 0 : Double(acceptedTokens) / Double(draftTokens) }
+
+  /// Tokens that a verification brings on average: the accepted drafts and one more; 0 before the first.
+  public var acceptLength: Double {
+    verifications == 0 ? 0 : Double(acceptedTokens + verifications) / Double(verifications)
+  }
+
+  /// Adds up counts.
+  public static func + (left: SpeculationCounts, right: SpeculationCounts) -> SpeculationCounts {
+    SpeculationCounts(
+      verifications: left.verifications + right.verifications, draftTokens: left.draftTokens + right.draftTokens,
+      acceptedTokens: left.acceptedTokens + right.acceptedTokens)
   }
 }

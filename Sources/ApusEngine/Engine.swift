@@ -33,8 +33,8 @@ public final class Engine: GenerationService {
   private let terminated = TerminationSignal()
 
   private init(
-    configuration: EngineConfiguration, loaded: LoadedModel, tokenizer: Tokenizer, templates: ChatTemplateSet,
-    scheduler: consuming Scheduler, created: Int
+    configuration: EngineConfiguration, draftCosts: DraftCosts?, loaded: LoadedModel, tokenizer: Tokenizer,
+    templates: ChatTemplateSet, scheduler: consuming Scheduler, created: Int
   ) {
     self.configuration = configuration
     self.tokenizer = tokenizer
@@ -53,7 +53,9 @@ public final class Engine: GenerationService {
       chatTemplate: (try? templates.template(hasTools: true).source) ?? "",
       specialTokens: tokenizer.specialTokenTexts, created: created)
     grammars = GrammarService(tokenizer: tokenizer, size: description.vocabularySize, endTokens: eos)
-    report = Engine.describe(description, configuration: configuration, name: model.name)
+    report =
+      Engine.describe(description, configuration: configuration, name: model.name)
+      + (draftCosts.map { [Engine.describe($0, configuration)] } ?? [])
     // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
     // two steps.
     mailbox = Mailbox(capacity: configuration.maxRunningRequests + configuration.maxQueuedRequests + 1)
@@ -99,6 +101,7 @@ public final class Engine: GenerationService {
     // First what is quick, so that a mistake in it shows before gigabytes were read.
     let tokenizer = try loadTokenizer(configuration)
     let templates = try loadTemplates(configuration)
+    try checkDraftTokenizer(configuration, tokenizer)
     let backend = try CPUBackend(threads: configuration.threads)
     let loaded = try ModelLoader.load(
       modelOptions(configuration), backend: backend,
@@ -115,11 +118,15 @@ public final class Engine: GenerationService {
     settings.cachesPrefixes = configuration.enablesPrefixCache
     settings.sharesPrefixesInBatch = configuration.enablesPrefixCache
     settings.draftTokens = min(configuration.speculativeDraftTokens, max(0, configuration.tokenBudget - 1))
+    if settings.draftTokens > 0 {
+      settings.draftCosts = configuration.speculativeCosts ?? loaded.steps.measureDraftCosts()
+    }
     let scheduler = try Scheduler(settings)
     var now = timespec()
     clock_gettime(CLOCK_REALTIME, &now)
     return Engine(
-      configuration: configuration, loaded: loaded, tokenizer: tokenizer, templates: templates, scheduler: scheduler,
+      configuration: configuration, draftCosts: settings.draftTokens > 0 ? settings.draftCosts : nil, loaded: loaded,
+      tokenizer: tokenizer, templates: templates, scheduler: scheduler,
       created: now.tv_sec)
   }
 
@@ -159,7 +166,38 @@ public final class Engine: GenerationService {
     options.maxRunningRequests = configuration.maxRunningRequests
     options.memoryFraction = configuration.memoryFraction
     options.kvCacheTokens = configuration.maxTotalTokens
+    if configuration.speculativeDraftTokens > 0 {
+      options.drafting =
+        switch configuration.speculativeAlgorithm {
+        case .ngram: .ngram(capacity: configuration.speculativeNgramCapacity)
+        case .nextn: .prediction
+        case .standalone: .model(path: configuration.speculativeDraftModelPath ?? "")
+        }
+    }
     return options
+  }
+
+  /// Refuses a draft model that spells texts with other tokens. Equal spelling of every id is what drafts need; how texts are
+  /// split into tokens is the target's affair.
+  private static func checkDraftTokenizer(
+    _ configuration: EngineConfiguration, _ tokenizer: Tokenizer
+  ) throws(EngineError) {
+    guard configuration.speculativeDraftTokens > 0, configuration.speculativeAlgorithm == .standalone,
+      let path = configuration.speculativeDraftModelPath
+    else { return }
+    var draft = EngineConfiguration(modelPath: path)
+    draft.loadFormat = configuration.loadFormat
+    let other = try loadTokenizer(draft)
+    let count = min(tokenizer.vocabularySize, other.vocabularySize)
+    let wrong = (0..<TokenID(count)).first { tokenizer.tokenBytes($0) != other.tokenBytes($0) }
+    // Checkpoints of one family differ in how many unused ids stand at the end.
+    guard wrong == nil, 2 * count >= max(tokenizer.vocabularySize, other.vocabularySize) else {
+      throw EngineError(
+        .invalidRequest,
+        "The draft model at \(path) has another vocabulary than the model"
+          + (wrong.map { ": token \($0) is another text" } ?? "") + ". Choose a draft model of the same family.",
+        parameter: "speculative_draft_model_path")
+    }
   }
 
   /// The tokenizer that a configuration names, else the checkpoint's, else one made up for weights that are.
@@ -462,6 +500,16 @@ public final class Engine: GenerationService {
         + "\(configuration.tokenBudget) tokens per step, policy \(configuration.schedulePolicy.rawValue)"
         + (configuration.enablesOverlap ? "" : ", no overlap"),
     ]
+  }
+
+  private static func describe(_ costs: DraftCosts, _ configuration: EngineConfiguration) -> String {
+    func share(_ cost: Double) -> String {
+      let hundredths = Int((min(cost, 1e6) * 100).rounded())
+      return "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100)"
+    }
+    return
+      "drafts   \(configuration.speculativeAlgorithm.rawValue), at most \(configuration.speculativeDraftTokens) a step; "
+      + "a further row costs \(share(costs.row)) of a step of one, drafting it \(share(costs.draft))"
   }
 
   static func mebibytes(_ bytes: Int) -> String {

@@ -43,6 +43,16 @@ public struct EngineConfiguration: Sendable {
     case fp8
   }
 
+  /// Who drafts tokens in speculative decoding.
+  public enum SpeculativeAlgorithm: String, Sendable, CaseIterable {
+    /// A lookup of the last tokens in the request's own and in past outputs.
+    case ngram
+    /// The checkpoint's layer for multi-token prediction (DeepSeek-V3's MTP).
+    case nextn
+    /// A small model with the same tokenizer.
+    case standalone
+  }
+
   /// Directory of the checkpoint.
   public var modelPath: String
   /// Directory or file of the tokenizer; `nil` takes the checkpoint's.
@@ -81,9 +91,18 @@ public struct EngineConfiguration: Sendable {
   public var enablesPrefixCache = true
   /// Whether the next step is decided while the present one runs. Off, each step is finished before the next is decided.
   public var enablesOverlap = true
-  /// The most tokens guessed ahead per request and step by looking up where the last tokens stood before; 0 guesses none.
-  /// Output is the same to the bit. Text that repeats its prompt or itself comes faster where few requests run.
+  /// The most tokens drafted ahead per request and step (speculative decoding); 0 for none. Output is the same to the bit;
+  /// it comes faster where few requests run and drafts are often right. How many are drafted follows from how they fare and
+  /// from what they cost, which is measured at the start.
   public var speculativeDraftTokens = 0
+  /// Who drafts them.
+  public var speculativeAlgorithm = SpeculativeAlgorithm.ngram
+  /// The checkpoint of the draft model, for `.standalone`. It must have the model's tokenizer.
+  public var speculativeDraftModelPath: String?
+  /// Tokens of past outputs that `.ngram` looks into beside the request's own, at most.
+  public var speculativeNgramCapacity = 1 << 17
+  /// What drafts cost; `nil` measures it at the start.
+  public var speculativeCosts: DraftCosts?
   /// Whether text that a grammar forces is taken without a forward pass for each of its tokens (jump-forward).
   public var enablesJumpForward = true
   /// Compute threads; `nil` takes one per physical core.
@@ -103,6 +122,12 @@ public struct EngineConfiguration: Sendable {
     }
     if speculativeDraftTokens < 0 || speculativeDraftTokens > 64 {
       throw refuse("The number of draft tokens must be in 0...64, got \(speculativeDraftTokens).")
+    }
+    if speculativeNgramCapacity < 0 || speculativeNgramCapacity > 1 << 28 {
+      throw refuse("The n-gram capacity must be in 0...\(1 << 28) tokens, got \(speculativeNgramCapacity).")
+    }
+    if speculativeDraftTokens > 0, (speculativeAlgorithm == .standalone) != (speculativeDraftModelPath != nil) {
+      throw refuse("A draft model belongs to the speculative algorithm standalone, and that needs one.")
     }
     if maxQueuedRequests < 0 {
       throw refuse("The number of queued requests must be at least 0, got \(maxQueuedRequests).")

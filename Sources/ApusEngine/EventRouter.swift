@@ -41,8 +41,8 @@ struct EventRouter: EventSink {
         stream(handle)?.start(cachedTokens: cachedTokens, promptLogprobs: promptLogprobs)
       case .token(let handle, let token, let logprobs):
         stream(handle)?.deliver(token, logprobs: logprobs)
-      case .finished(let handle, let reason, let retractions):
-        stream(handle)?.finish(reason, retractions: retractions)
+      case .finished(let handle, let reason, let retractions, let speculation):
+        stream(handle)?.finish(reason, retractions: retractions, speculation: speculation)
         forget(handle)
       case .rejected(let handle, let error):
         stream(handle)?.fail(error)

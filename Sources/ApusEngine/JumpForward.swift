@@ -46,6 +46,12 @@ final class JumpForwardMatcher: TokenMatcher {
     return true
   }
 
+  func fork() -> (any TokenMatcher)? {
+    let twin = JumpForwardMatcher(matcher.copy(), tokenizer)
+    twin.context = context
+    return twin
+  }
+
   func takeForcedTokens() -> [TokenID] {
     var forced = matcher.forcedBytes()
     // A lone byte is one token at most, and that one is left to the draw.

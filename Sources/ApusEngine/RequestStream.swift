@@ -66,9 +66,10 @@ final class RequestStream: GenerationSource {
   }
 
   /// Ends the stream.
-  func finish(_ reason: FinishReason, retractions: Int) {
+  func finish(_ reason: FinishReason, retractions: Int, speculation: SpeculationCounts?) {
     inbox.withLock { inbox in
       inbox.usage.retractions = retractions
+      inbox.usage.speculation = speculation
       inbox.finishReason = reason
       inbox.hasNews = true
     }

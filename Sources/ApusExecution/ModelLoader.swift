@@ -37,6 +37,20 @@ public struct ModelOptions: Sendable {
   /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
   public var kvCacheTokens: Int?
 
+  /// Who drafts tokens for speculative decoding.
+  public var drafting = Drafting.none
+
+  /// Drafters of speculative decoding.
+  public enum Drafting: Sendable, Equatable {
+    case none
+    /// A lookup in the request's tokens and in so many tokens of past outputs.
+    case ngram(capacity: Int)
+    /// The checkpoint's own layer for multi-token prediction.
+    case prediction
+    /// A small model at this path, in the same formats as the model.
+    case model(path: String)
+  }
+
   /// Options for a directory; all else has defaults.
   public init(path: String) { self.path = path }
 }
@@ -94,9 +108,19 @@ public enum ModelLoader {
   public static func load(
     _ options: ModelOptions, backend: any Backend, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) -> LoadedModel {
-    if let paths = try GGUFFiles.find(options.path) {
-      return try load(gguf: paths, options, backend: backend, progress: progress)
-    }
+    let source = try open(options, backend: backend)
+    return try load(
+      source.configuration, generation: source.generation, store: source.store, options: options, backend: backend,
+      progress: progress)
+  }
+
+  /// A checkpoint's configuration and weights.
+  private typealias Source = (
+    configuration: ModelConfiguration, generation: GenerationConfiguration, store: any WeightStore
+  )
+
+  private static func open(_ options: ModelOptions, backend: any Backend) throws(EngineError) -> Source {
+    if let paths = try GGUFFiles.find(options.path) { return try open(gguf: paths, options, backend: backend) }
     let configuration = try ModelConfiguration(directory: options.path)
     let generation = try GenerationConfiguration(
       directory: options.path, vocabularySize: configuration.vocabularySize)
@@ -113,16 +137,14 @@ public enum ModelLoader {
         seed: seed, initializerRange: configuration.initializerRange,
         dtype: options.dtype ?? configuration.dtype ?? .float32, filler: backend as? CPUBackend)
     }
-    return try load(
-      configuration, generation: generation, store: store, options: options, backend: backend, progress: progress)
+    return (configuration, generation, store)
   }
 
-  /// Loads a model from GGUF files. Quantised weights stay so unless plain numbers are asked for, which are bfloat16 then;
+  /// Opens GGUF files. Quantised weights stay so unless plain numbers are asked for, which are bfloat16 then;
   /// others keep the file's own format.
-  private static func load(
-    gguf paths: [String], _ options: ModelOptions, backend: any Backend,
-    progress: ((_ done: Int, _ total: Int) -> Void)?
-  ) throws(EngineError) -> LoadedModel {
+  private static func open(
+    gguf paths: [String], _ options: ModelOptions, backend: any Backend
+  ) throws(EngineError) -> Source {
     let worker = backend as? CPUBackend
     let checkpoint = try GGUFCheckpoint(paths: paths, dtype: options.dtype, worker: worker)
     var store: any WeightStore = checkpoint
@@ -131,9 +153,7 @@ public enum ModelLoader {
         seed: seed, initializerRange: checkpoint.configuration.initializerRange, dtype: options.dtype ?? .bfloat16,
         filler: worker)
     }
-    return try load(
-      checkpoint.configuration, generation: checkpoint.generation, store: store, options: options, backend: backend,
-      progress: progress)
+    return (checkpoint.configuration, checkpoint.generation, store)
   }
 
   /// Loads a model whose configuration and weights are already at hand; `options.path` is not looked at.
@@ -160,11 +180,18 @@ public enum ModelLoader {
       options: WeightOptions(dtype: options.dtype, quantization: options.quantization),
       contextLength: options.contextLength, progress: progress)
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
-    let bytesPerPage = KVPool.bytesPerPage(
-      layerCount: configuration.layerCount, layout: model.kvLayout, dtype: kvDType)
-    let activations = StepRunner.activationBytes(
+    let network = try draftNetwork(for: model, store: store, options: options, backend: backend)
+    let bytesPerPage =
+      KVPool.bytesPerPage(layerCount: configuration.layerCount, layout: model.kvLayout, dtype: kvDType)
+      + (network?.bytesPerPage(hiddenSize: configuration.hiddenSize, dtype: kvDType) ?? 0)
+    var activations = StepRunner.activationBytes(
       configuration, shape: model.activationShape, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests)
+    if let network {
+      activations += ModelDrafter.fixedBytes(
+        network, target: model, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,
+        maxRunningRequests: options.maxRunningRequests)
+    }
     let pageCount = try pageCount(
       options: options, bytesPerPage: bytesPerPage, contextLength: model.contextLength, activationBytes: activations)
     let pool = try KVPool(
@@ -173,6 +200,13 @@ public enum ModelLoader {
     let steps = try StepRunner(
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests)
+    if let network {
+      steps.drafter = try ModelDrafter(
+        network, target: model, pageCount: pageCount, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,
+        maxRunningRequests: options.maxRunningRequests, backend: backend)
+    } else if case .ngram(let capacity) = options.drafting {
+      steps.drafter = NgramDrafter(capacity: capacity)
+    }
 
     let description = ModelDescription(
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
@@ -186,6 +220,35 @@ public enum ModelLoader {
       bosTokenID: generation.bosTokenID ?? configuration.bosTokenID, samplingDefaults: generation.sampling,
       backend: backend.name)
     return LoadedModel(steps: steps, description: description)
+  }
+
+  /// Loads what drafts tokens, if a model does.
+  private static func draftNetwork(
+    for target: LanguageModel, store: any WeightStore, options: ModelOptions, backend: any Backend
+  ) throws(EngineError) -> ModelDrafter.Network? {
+    switch options.drafting {
+    case .none, .ngram: return nil
+    case .prediction:
+      guard PredictionModel.isPresent(target.configuration, in: store) else {
+        throw EngineError(
+          .invalidRequest,
+          "The checkpoint has no layer for multi-token prediction (no model.layers.\(target.configuration.layerCount)"
+            + ".eh_proj). Draft with ngram or with a draft model.", parameter: "speculative_algorithm")
+      }
+      return .prediction(
+        try PredictionModel(
+          target: target, store: store,
+          options: WeightOptions(dtype: options.dtype, quantization: options.quantization)))
+    case .model(let path):
+      var draftOptions = options
+      draftOptions.path = path
+      let source = try open(draftOptions, backend: backend)
+      let context = min(target.contextLength, source.configuration.maximumContextLength)
+      return .standalone(
+        try LanguageModel(
+          source.configuration, store: source.store, backend: backend,
+          options: WeightOptions(dtype: options.dtype, quantization: options.quantization), contextLength: context))
+    }
   }
 
   /// Pages of the K/V cache: what the budget allows, and at most twice what all running requests can fill.

@@ -16,7 +16,7 @@ struct SamplerSlot {
   var lastToken: TokenID = 0
 
   /// Follows the outputs where something limits them.
-  let matcher: (any TokenMatcher)?
+  private(set) var matcher: (any TokenMatcher)?
 
   private let seed: UInt64
   private let promptCount: Int
@@ -90,6 +90,30 @@ struct SamplerSlot {
     forcedEnd = position + 1 + tokens.count
     if hasPenalties { for token in tokens { see(token, outputs: 1) } }
     return tokens
+  }
+
+  /// What the sampler would know if it went on from here on its own, to try tokens; `nil` if the constraint cannot be copied.
+  func fork() -> SamplerSlot? {
+    var twin = self
+    if let matcher {
+      guard let fork = matcher.fork() else { return nil }
+      twin.matcher = fork
+    }
+    return twin
+  }
+
+  /// Whether nothing can follow: the constraint's text has ended, or it failed.
+  var isEnded: Bool { matcher.map { $0.isTerminated || $0.failure != nil } ?? false }
+
+  /// Whether a token ends the generation.
+  func stops(at token: TokenID) -> Bool { stopTokenIDs.contains(token) }
+
+  /// Notes a token that was not drawn, if the constraint allows it.
+  mutating func tryAppend(_ token: TokenID) -> Bool {
+    if let matcher, !matcher.isTerminated, !matcher.accept(token) { return false }
+    lastToken = token
+    if hasPenalties { see(token, outputs: 1) }
+    return true
   }
 
   private mutating func see(_ token: TokenID, outputs: Int32) {

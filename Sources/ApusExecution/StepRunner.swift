@@ -19,21 +19,25 @@ public final class StepRunner: @unchecked Sendable {
   public let maxTokensPerStep: Int
   public let maxRunningRequests: Int
 
-  private let backend: any Backend
+  let backend: any Backend
   let state: ForwardState
-  private var slots: [SamplerSlot?]
+  var slots: [SamplerSlot?]
+  /// Who drafts tokens, if anybody does.
+  var drafter: (any Drafter)?
+  /// By slot: all tokens known, where somebody drafts.
+  var sequences: [[TokenID]] = []
 
   // The pass, flat.
   private let tokens: UnsafeMutablePointer<TokenID>
   private let positions: UnsafeMutablePointer<Int32>
   private let kvSlots: UnsafeMutablePointer<Int32>
-  private let rowStart: UnsafeMutablePointer<Int32>
+  let rowStart: UnsafeMutablePointer<Int32>
   private let start: UnsafeMutablePointer<Int32>
   private let pageOffset: UnsafeMutablePointer<Int32>
 
   // The rows whose logits are computed, in blocks of at most `logits.rows`.
   let logitScratch: LogitScratch
-  private let logits: Tensor
+  let logits: Tensor
   private let rawRow: Tensor
   let rowNumbers: UnsafeMutablePointer<Int32>
   private let samplingRows: UnsafeMutablePointer<SamplingRow>
@@ -127,13 +131,14 @@ public final class StepRunner: @unchecked Sendable {
   /// reported for it is 0 and means nothing.
   public func run(_ batch: ScheduleBatch, into result: inout StepResult) {
     let begin = monotonicSeconds()
-    for slot in batch.released { slots[Int(slot)] = nil }
-    for assignment in batch.assigned { slots[Int(assignment.slot)] = SamplerSlot(assignment) }
+    for slot in batch.released { release(Int(slot)) }
+    for assignment in batch.assigned { assign(assignment) }
     if !batch.requests.isEmpty {
       forward(batch)
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
       insertExtras(into: &result)
+      if drafter != nil { draft(batch, into: &result) }
       if result.failures.count > 1 { result.failures.sort { $0.request < $1.request } }
     }
     result.forwardSeconds = monotonicSeconds() - begin
@@ -262,7 +267,7 @@ public final class StepRunner: @unchecked Sendable {
     for index in 0..<block.rows {
       let entry = plan[planOffset + index]
       let slot = Int(batch.requests[entry.request].slot)
-      if !isFinite(block, row: index) {
+      if !block.isFinite(row: index) {
         fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
       }
       slots[slot]!.prepare(block, row: index, position: entry.position, mask: mask, backend: backend)
@@ -281,7 +286,7 @@ public final class StepRunner: @unchecked Sendable {
     _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, offset: Int, into result: inout StepResult
   ) -> TokenID? {
     let slot = Int(batch.requests[entry.request].slot)
-    guard isFinite(row, row: 0) else {
+    guard row.isFinite(row: 0) else {
       fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
       return nil
     }
@@ -317,7 +322,7 @@ public final class StepRunner: @unchecked Sendable {
     // A row behind the first that cannot be drawn from fails when it comes first in a later step, as in plain decoding. What
     // was drawn before it stands, and may have ended the request.
     let isFirst = verified.isEmpty
-    if next == nil, isFirst || isFinite(row, row: 0),
+    if next == nil, isFirst || row.isFinite(row: 0),
       let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0
     {
       slots[slot]!.append(token)
@@ -427,24 +432,6 @@ public final class StepRunner: @unchecked Sendable {
     result.failures.append((request: request, reason: reason))
   }
 
-  /// Whether all numbers of a row are finite: zero times each adds up to zero only then.
-  private func isFinite(_ logits: Tensor, row: Int) -> Bool {
-    let values = logits.float32 + row * logits.stride
-    var sums = SIMD16<Float>(repeating: 0)
-    var index = 0
-    while index + 16 <= logits.columns {
-      let numbers = UnsafeRawPointer(values + index).loadUnaligned(as: SIMD16<Float>.self)
-      sums += numbers * 0
-      index += 16
-    }
-    var sum = sums.sum()
-    while index < logits.columns {
-      sum += values[index] * 0
-      index += 1
-    }
-    return sum == 0
-  }
-
   // MARK: Without a scheduler
 
   /// Runs the forward pass over one sequence, in chunks of at most `maxTokensPerStep` tokens. Uses the first pages of the pool
@@ -495,6 +482,26 @@ public final class StepRunner: @unchecked Sendable {
       }
     }
     return wanted.map { found[$0]! }
+  }
+}
+
+extension Tensor {
+  /// Whether all numbers of a row of float32 are finite: zero times each adds up to zero only then.
+  func isFinite(row: Int) -> Bool {
+    let values = float32 + row * stride
+    var sums = SIMD16<Float>(repeating: 0)
+    var index = 0
+    while index + 16 <= columns {
+      let numbers = UnsafeRawPointer(values + index).loadUnaligned(as: SIMD16<Float>.self)
+      sums += numbers * 0
+      index += 16
+    }
+    var sum = sums.sum()
+    while index < columns {
+      sum += values[index] * 0
+      index += 1
+    }
+    return sum == 0
   }
 }
 

@@ -54,6 +54,8 @@ public final class GrammarMatcher: TokenMatcher {
   /// A matcher in the same place, which goes its own way from here.
   public func copy() -> GrammarMatcher { GrammarMatcher(self) }
 
+  public func fork() -> (any TokenMatcher)? { copy() }
+
   /// Whether the text so far is complete: an end token would be accepted.
   public var isAccepting: Bool { !isTerminated && canEnd }
 

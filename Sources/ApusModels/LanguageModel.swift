@@ -26,10 +26,12 @@ public final class LanguageModel: Sendable {
   /// What this rank's layers remember of a token.
   public let kvLayout: KVLayout
 
-  private let backend: any Backend
-  private let rotary: RotaryTable
+  let backend: any Backend
+  let rotary: RotaryTable
+  /// Writes tokens' embeddings, float32 [count, hidden].
+  let embed: @Sendable (_ tokens: UnsafePointer<TokenID>, _ count: Int, _ out: Tensor) -> Void
+  let output: any LinearWeight
   private let finalNorm: Tensor
-  private let output: any LinearWeight
 
   /// Loads a model's weights and builds its operations.
   ///
@@ -74,24 +76,10 @@ public final class LanguageModel: Sendable {
       configuration.tiedEmbeddings && !store.contains("model.embed_tokens.weight") && store.contains("lm_head.weight")
       ? "lm_head" : "model.embed_tokens"
     let (vocabulary, hidden) = (configuration.vocabularySize, configuration.hiddenSize)
-    var operations: [Operation] = []
-    var table: Tensor?
-    if let read = try loader.embeddingReader(tableName, rows: vocabulary, columns: hidden) {
-      operations.append(
-        .compute("embedding") { state in
-          for row in 0..<state.batch.rowCount {
-            read(Int(state.batch.tokens[row]), state.residual.float32 + row * state.residual.stride)
-          }
-        })
-    } else {
-      let tensor = try loader.embedding(tableName, rows: vocabulary, columns: hidden)
-      table = tensor
-      operations.append(
-        .compute("embedding") { state in
-          backend.embed(
-            table: tensor, tokens: state.batch.tokens, count: state.batch.rowCount, out: state.residual)
-        })
-    }
+    let (embed, table) = try loader.embeddingFunction(tableName, rows: vocabulary, columns: hidden)
+    var operations: [Operation] = [
+      .compute("embedding") { state in embed(state.batch.tokens, state.batch.rowCount, state.residual) }
+    ]
     for index in 0..<configuration.layerCount {
       let layer = try DecoderLayer(index: index, configuration: configuration, rotary: rotary, loader: loader)
       operations += layer.operations(backend: backend, attentionGroup: attentionGroup, mlpGroup: mlpGroup)
@@ -115,6 +103,7 @@ public final class LanguageModel: Sendable {
     self.weightBytes = loader.packedBytes
     self.backend = backend
     self.rotary = rotary
+    self.embed = embed
     self.executor = OperationExecutor(operations)
     let (queryHeads, kvHeads) = (configuration.queryHeads / headRanks, configuration.kvHeads / headRanks)
     let latent = configuration.latentAttention
@@ -158,13 +147,19 @@ public final class LanguageModel: Sendable {
   public func lastHidden(
     _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: LogitScratch
   ) -> Tensor {
+    lastHidden(state, rows: rows, count: count, norm: finalNorm, scratch: scratch)
+  }
+
+  func lastHidden(
+    _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, norm: Tensor, scratch: LogitScratch
+  ) -> Tensor {
     let residual = scratch.residual.prefix(rows: count)
     let delta = scratch.delta.prefix(rows: count)
     let normed = scratch.normed.prefix(rows: count)
     backend.gather(state.residual, rows: rows, count: count, out: residual)
     backend.gather(state.delta, rows: rows, count: count, out: delta)
     backend.addRMSNorm(
-      residual: residual, delta: delta, weight: finalNorm, epsilon: configuration.normEpsilon, out: normed)
+      residual: residual, delta: delta, weight: norm, epsilon: configuration.normEpsilon, out: normed)
     return normed
   }
 }

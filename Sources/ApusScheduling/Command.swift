@@ -83,7 +83,7 @@ public enum Event: Sendable {
   /// One more output token. The token that ends a generation is reported too.
   case token(handle: UInt64, token: TokenID, logprobs: PositionLogprobs?)
   /// The request has ended. Nothing follows.
-  case finished(handle: UInt64, FinishReason, retractions: Int)
+  case finished(handle: UInt64, FinishReason, retractions: Int, speculation: SpeculationCounts?)
   /// The request was not taken. Nothing follows.
   case rejected(handle: UInt64, EngineError)
   /// The answer to a flush: whether the cache was emptied.

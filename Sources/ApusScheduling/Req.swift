@@ -69,14 +69,12 @@ final class Req {
   var nextDrawIsVoid = false
   /// Draft tokens that the launched step verifies. Until it ends nobody knows where the sequence goes on.
   var draftCount = 0
-  /// Drafts tokens; made when the first are wanted.
-  var drafter: NgramDrafter?
-  /// How many tokens are drafted next: grows while all are accepted.
-  var draftLength = 4
-  /// Steps without drafts still to come, after rejected ones.
-  var draftPause = 0
-  /// How many steps the last pause took.
-  var lastDraftPause = 0
+  /// Tokens that the executor proposed to follow `tokens`; the next step verifies them.
+  var drafts: [TokenID] = []
+  /// How many tokens are drafted for the request at a time.
+  var pace = DraftPace()
+  /// How its draft tokens fared.
+  var speculation = SpeculationCounts()
   /// Launched steps that compute for this request; at most two.
   var inFlightCount = 0
   /// Whole pages known at admission: those that go into the tree while prompt chunks complete.

@@ -25,6 +25,8 @@ public struct ScheduledRequest: Sendable, Equatable {
   /// How many of the tokens, the last ones, are drafts (speculative decoding). The row before the first and the row of each
   /// are drawn from in turn, as long as the draw before was what had been drafted.
   public var draftCount: Int32
+  /// How many draft tokens are wanted for the next step, at most; 0 for none.
+  public var draftLimit: Int32
   /// The first position whose *next* token's log-probability is wanted, for prompt log-probabilities; `Int32.max` for
   /// none. Of the rows computed, those at positions in promptLogprobStart..<promptLogprobEnd are reported.
   public var promptLogprobStart: Int32
@@ -33,8 +35,8 @@ public struct ScheduledRequest: Sendable, Equatable {
   /// Makes a share.
   public init(
     slot: Int32, start: Int32, count: Int32, tokenOffset: Int32, pageOffset: Int32, pageCount: Int32,
-    lastTokenIsInFlight: Bool, samples: Bool, draftCount: Int32 = 0, promptLogprobStart: Int32 = .max,
-    promptLogprobEnd: Int32 = .max
+    lastTokenIsInFlight: Bool, samples: Bool, draftCount: Int32 = 0, draftLimit: Int32 = 0,
+    promptLogprobStart: Int32 = .max, promptLogprobEnd: Int32 = .max
   ) {
     self.slot = slot
     self.start = start
@@ -45,6 +47,7 @@ public struct ScheduledRequest: Sendable, Equatable {
     self.lastTokenIsInFlight = lastTokenIsInFlight
     self.samples = samples
     self.draftCount = draftCount
+    self.draftLimit = draftLimit
     self.promptLogprobStart = promptLogprobStart
     self.promptLogprobEnd = promptLogprobEnd
   }
@@ -66,11 +69,13 @@ public struct SlotAssignment: Sendable {
   public var promptCount: Int
   /// What limits the outputs, if anything does. It has to be told of the outputs among `tokens`.
   public var constraint: (any TokenConstraint)?
+  /// Whose texts may serve as a source of draft tokens: those of requests with the same salt.
+  public var cacheSalt: String
 
   /// Makes an assignment.
   public init(
     slot: Int32, sampling: SamplingParameters, stopTokenIDs: [TokenID], logprobs: LogprobOptions?, tokens: [TokenID],
-    promptCount: Int, constraint: (any TokenConstraint)? = nil
+    promptCount: Int, constraint: (any TokenConstraint)? = nil, cacheSalt: String = ""
   ) {
     self.slot = slot
     self.sampling = sampling
@@ -79,6 +84,7 @@ public struct SlotAssignment: Sendable {
     self.tokens = tokens
     self.promptCount = promptCount
     self.constraint = constraint
+    self.cacheSalt = cacheSalt
   }
 }
 
@@ -120,6 +126,9 @@ public struct StepResult: Sendable {
   public var tokenCounts: [Int32] = []
   /// How many draft tokens were accepted, for each request that had some: (index in `requests`, count).
   public var acceptedDrafts: [(request: Int, count: Int)] = []
+  /// Tokens that a drafter proposes to follow those that the step brought, for requests whose share has a `draftLimit`:
+  /// (index in `requests`, at most that many tokens). A request for which nothing is proposed is missing.
+  public var drafts: [(request: Int, tokens: [TokenID])] = []
   /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
   public var logprobs: [(index: Int, values: PositionLogprobs)] = []
   /// Log-probabilities of prompt tokens: (index in the batch's `requests`, position of the token, values). `chosen` is
@@ -138,6 +147,7 @@ public struct StepResult: Sendable {
     tokens.removeAll(keepingCapacity: true)
     tokenCounts.removeAll(keepingCapacity: true)
     acceptedDrafts.removeAll(keepingCapacity: true)
+    drafts.removeAll(keepingCapacity: true)
     logprobs.removeAll(keepingCapacity: true)
     promptLogprobs.removeAll(keepingCapacity: true)
     failures.removeAll(keepingCapacity: true)

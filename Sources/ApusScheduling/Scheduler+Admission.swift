@@ -119,7 +119,7 @@ extension Scheduler {
     batch.assigned.append(
       SlotAssignment(
         slot: slot, sampling: req.sampling, stopTokenIDs: req.stopTokenIDs, logprobs: req.logprobs,
-        tokens: req.tokens, promptCount: req.promptCount, constraint: req.constraint))
+        tokens: req.tokens, promptCount: req.promptCount, constraint: req.constraint, cacheSalt: req.salt))
     let count = chunk(req.extendCount, for: req, budget: budget)
     let isScheduled = count > 0 && schedule(req, count: count, into: &batch)
     invariant(isScheduled, "a request was admitted for which there is no page")
@@ -273,6 +273,7 @@ extension Scheduler {
     running.remove(at: index)
     req.state = .retracting
     req.retractions += 1
+    req.drafts.removeAll()
     counts.retractions += 1
     leavingPages += req.pages.count
     enqueue(req)

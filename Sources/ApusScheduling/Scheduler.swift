@@ -37,6 +37,8 @@ public struct Scheduler: ~Copyable {
   /// bound, since the tree may keep some for others.
   var leavingPages = 0
 
+  /// A step in flight brings draft tokens for the next one.
+  private var awaitsDrafts = false
   var launchedStep: UInt64 = 0
   var completedStep: UInt64 = 0
   var arrivals: UInt64 = 0
@@ -192,6 +194,7 @@ public struct Scheduler: ~Copyable {
   /// - Precondition: at most one step is in flight. A batch returned is launched, and completed in order.
   public mutating func next(into batch: inout ScheduleBatch) -> Bool {
     invariant(stepsInFlight < 2, "a third step would be in flight")
+    if awaitsDrafts { return false }
     while true {
       batch.removeAll()
       var budget = configuration.tokenBudget
@@ -209,6 +212,7 @@ public struct Scheduler: ~Copyable {
         return false
       }
     }
+    askForDrafts(in: &batch)
     launchedStep += 1
     batch.step = launchedStep
     batch.released.append(contentsOf: releasedSlots)
@@ -216,22 +220,15 @@ public struct Scheduler: ~Copyable {
     return true
   }
 
-  /// Gives one token to each running request that lags by one, as far as pages reach. The budget reaches for all: a
-  /// request is admitted only with budget that a step left over.
+  /// Gives one token to each running request that lags by one, as far as pages reach, and verifies its drafts. The budget
+  /// reaches for all: a request is admitted only with budget that a step left over.
   private mutating func scheduleDecodes(into batch: inout ScheduleBatch, budget: inout Int) {
-    let drafting = isDraftingWorthwhile
+    var others = running.count { $0.extendCount == 1 }
     for req in running where req.extendCount == 1 {
       if budget == 0 { return }
-      var drafts: [TokenID] = []
-      if drafting {
-        if req.draftPause > 0 {
-          req.draftPause -= 1
-        } else {
-          // A draft needs to know the token that a step in flight draws.
-          if req.pendingDraws > 0 { continue }
-          drafts = draft(for: req, budget: budget)
-        }
-      }
+      others -= 1
+      // The tokens that others have a right to come before anybody's drafts.
+      let drafts = takeDrafts(of: req, budget: budget - 1 - others)
       if !drafts.isEmpty && schedule(req, count: 1, drafts: drafts, into: &batch) {
         budget -= 1 + drafts.count
       } else if schedule(req, count: 1, into: &batch) {
@@ -240,34 +237,43 @@ public struct Scheduler: ~Copyable {
     }
   }
 
-  /// Whether tokens are drafted in this step: few requests run, none waits and none computes its prompt. A request that
-  /// drafts does without overlap, which costs little where few run and the others must not wait for it.
-  private var isDraftingWorthwhile: Bool {
-    configuration.draftTokens > 0 && running.count <= configuration.maxDraftingRequests && waiting.isEmpty
-      && running.allSatisfy { $0.extendCount <= 1 }
+  // MARK: Speculation
+
+  /// The tokens proposed for a request, as many as there is a use for.
+  private func takeDrafts(of req: Req, budget: Int) -> [TokenID] {
+    if req.drafts.isEmpty { return [] }
+    let drafts = req.drafts
+    req.drafts.removeAll(keepingCapacity: true)
+    // A draft needs to know the tokens before it, and the last token wanted needs no draft behind it.
+    guard req.pendingDraws == 0 else { return [] }
+    return Array(drafts.prefix(max(0, min(req.remainingOutputs - 1, budget))))
   }
 
-  /// The tokens that may come next, to be verified in one pass.
-  private func draft(for req: Req, budget: Int) -> [TokenID] {
-    // The last token wanted needs no draft behind it.
-    let limit = min(req.draftLength, configuration.draftTokens, req.remainingOutputs - 1, budget - 1)
-    guard limit > 0 else { return [] }
-    if req.drafter == nil { req.drafter = NgramDrafter() }
-    return req.drafter?.propose(after: req.tokens, limit: limit) ?? []
+  /// Asks for draft tokens for the requests that draw a token in this step, unless the time would better be spent on
+  /// others: a prompt is being computed, or requests wait. While drafts are awaited no other step is launched, since it
+  /// could not know them; where few requests run that costs little.
+  private mutating func askForDrafts(in batch: inout ScheduleBatch) {
+    guard configuration.draftTokens > 0, running.count <= configuration.maxDraftingRequests, waiting.isEmpty,
+      running.allSatisfy({ $0.hasStarted || $0.extendCount == 0 || $0.pendingDraws > 0 })
+    else { return }
+    for index in batch.requests.indices where batch.requests[index].samples {
+      guard let req = slots[Int(batch.requests[index].slot)] else { continue }
+      let room = min(configuration.draftTokens, req.remainingOutputs - 1, configuration.tokenBudget - 1)
+      let limit = min(req.pace.next(costs: configuration.draftCosts, requests: running.count), room)
+      guard limit > 0 else { continue }
+      batch.requests[index].draftLimit = Int32(limit)
+      awaitsDrafts = true
+    }
   }
 
   /// Takes how many of a request's draft tokens were accepted, and frees what the others took.
   private mutating func settleDrafts(_ req: Req, accepted: Int, of count: Int) {
     counts.draftTokens += count
     counts.acceptedDraftTokens += accepted
-    if accepted == count {
-      req.draftLength = min(2 * count, max(configuration.draftTokens, 1))
-    } else {
-      req.draftLength = accepted + 1
-    }
-    // Text that cannot be foreseen is drafted ever more rarely.
-    req.lastDraftPause = accepted > 0 ? 0 : min(2 * req.lastDraftPause + 1, 31)
-    req.draftPause = req.lastDraftPause
+    counts.verifications += 1
+    req.speculation =
+      req.speculation + SpeculationCounts(verifications: 1, draftTokens: count, acceptedTokens: accepted)
+    req.pace.note(accepted: accepted, of: count)
     guard req.state == .running else { return }
     req.scheduledCount = req.computedCount
     while req.pages.count > pageCount(for: req.scheduledCount) { allocator.release(req.pages.removeLast()) }
@@ -280,7 +286,13 @@ public struct Scheduler: ~Copyable {
       let wanted = req.extendCount
       guard wanted > 1 else { continue }
       let count = chunk(wanted, for: req, budget: budget)
-      if count > 0 && schedule(req, count: count, into: &batch) { budget -= count }
+      // After forced tokens.
+      let drafts = count == wanted ? takeDrafts(of: req, budget: budget - count) : []
+      if !drafts.isEmpty && schedule(req, count: count, drafts: drafts, into: &batch) {
+        budget -= count + drafts.count
+      } else if count > 0 && schedule(req, count: count, into: &batch) {
+        budget -= count
+      }
     }
   }
 
@@ -325,6 +337,7 @@ public struct Scheduler: ~Copyable {
     batch.requests.append(share)
     req.scheduledCount = end
     req.inFlightCount += 1
+    req.drafts.removeAll(keepingCapacity: true)
     if samples { req.pendingDraws += 1 + drafts.count }
     req.draftCount = drafts.count
     return true
@@ -349,6 +362,8 @@ public struct Scheduler: ~Copyable {
     invariant(batch.step == completedStep + 1 && batch.step <= launchedStep, "steps complete in the order of launch")
     invariant(result.tokenCounts.count == batch.requests.count, "the result belongs to another batch")
     completedStep = batch.step
+    // Only the last step launched can have been asked for drafts.
+    if stepsInFlight == 0 { awaitsDrafts = false }
     releaseRetiredPages()
 
     var tokenIndex = 0
@@ -356,6 +371,7 @@ public struct Scheduler: ~Copyable {
     var promptIndex = 0
     var failureIndex = 0
     var draftIndex = 0
+    var proposalIndex = 0
     var hasEnds = false
     for index in batch.requests.indices {
       let share = batch.requests[index]
@@ -378,6 +394,11 @@ public struct Scheduler: ~Copyable {
         invariant(req.pendingDraws == 1, "two draws are in flight behind the one that ended")
         req.pendingDraws = 0
         req.nextDrawIsVoid = true
+      }
+      var proposal: [TokenID] = []
+      if proposalIndex < result.drafts.count && result.drafts[proposalIndex].request == index {
+        proposal = result.drafts[proposalIndex].tokens
+        proposalIndex += 1
       }
       let firstPrompt = promptIndex
       while promptIndex < result.promptLogprobs.count && result.promptLogprobs[promptIndex].request == index {
@@ -415,6 +436,7 @@ public struct Scheduler: ~Copyable {
               appendToken(result.tokens[index], logprobs: entry, to: req)
               if index > drawn.lowerBound + accepted { counts.forcedTokens += 1 }
             }
+            if req.state == .running { req.drafts = proposal }
           } else if req.maxOutputs == 0 && req.computedCount == req.promptCount {
             start(req)
             finish(req, .length, compacts: false)
@@ -426,7 +448,8 @@ public struct Scheduler: ~Copyable {
     }
     invariant(
       tokenIndex == result.tokens.count && promptIndex == result.promptLogprobs.count
-        && logprobIndex == result.logprobs.count && failureIndex == result.failures.count,
+        && logprobIndex == result.logprobs.count && failureIndex == result.failures.count
+        && draftIndex == result.acceptedDrafts.count && proposalIndex == result.drafts.count,
       "the result's lists are not in the batch's order")
 
     if hasEnds { running.removeAll { $0.state != .running } }
@@ -476,7 +499,10 @@ public struct Scheduler: ~Copyable {
   ///   - keepsPrefix: whether the whole pages computed so far go into the tree.
   ///   - compacts: whether `running` is tidied here; `complete` does so once for all.
   mutating func finish(_ req: Req, _ reason: FinishReason, keepsPrefix: Bool = true, compacts: Bool = true) {
-    events.append(.finished(handle: req.handle, reason, retractions: req.retractions))
+    events.append(
+      .finished(
+        handle: req.handle, reason, retractions: req.retractions,
+        speculation: configuration.draftTokens > 0 ? req.speculation : nil))
     if case .abort = reason { counts.abortedRequests += 1 } else { counts.finishedRequests += 1 }
     live[req.handle] = nil
     if !keepsPrefix { req.computedCount = req.sharedPages * kvPageSize }

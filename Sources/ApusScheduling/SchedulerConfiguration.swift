@@ -43,12 +43,13 @@ public struct SchedulerConfiguration: Sendable {
   /// Whether a request waits while a running one computes a prefix that both need.
   public var sharesPrefixesInBatch = true
 
-  /// The most tokens guessed ahead per request and step (n-gram speculation); 0 guesses nothing. Output is the same to the
-  /// bit with any value.
+  /// The most draft tokens verified per request and step (speculative decoding); 0 for none. Output is the same to the bit
+  /// with any value.
   public var draftTokens = 0
-  /// The most running requests for which tokens are guessed. With more of them a step is not cheap enough to compute
-  /// tokens that may be wrong.
-  public var maxDraftingRequests = 8
+  /// The most running requests for which tokens are drafted.
+  public var maxDraftingRequests = 32
+  /// What drafting and verifying a token costs, which decides how many are worth it.
+  public var draftCosts = DraftCosts()
 
   /// Makes a configuration with the defaults above.
   public init(pageCount: Int, contextLength: Int) {
@@ -73,6 +74,7 @@ public struct SchedulerConfiguration: Sendable {
     try check(maxQueuedRequests >= 1, "maxQueuedRequests", maxQueuedRequests, "at least 1")
     try check(preemptionThreshold >= 1, "preemptionThreshold", preemptionThreshold, "at least 1")
     try check(draftTokens >= 0 && draftTokens <= 64, "draftTokens", draftTokens, "between 0 and 64")
+    try draftCosts.validate()
     if !(conservativeness > 0 && conservativeness.isFinite) {
       throw EngineError(
         .invalidRequest, "conservativeness must be a finite number above 0, got \(conservativeness).",

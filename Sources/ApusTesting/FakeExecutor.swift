@@ -23,6 +23,8 @@ public struct FakeExecutor: ModelExecutor {
   /// How many tokens after a drawn one are forced, as by a grammar: gets the sequence, the drawn token included. Forced
   /// tokens are those that would be drawn, so the text stays what `FakeModel` says.
   public var forcedCount: (@Sendable ([TokenID]) -> Int)?
+  /// The chance that a draft token is the one that will be drawn.
+  public var draftAccuracy = 0.7
   /// Tokens that were forced since the start.
   public private(set) var forcedTokens = 0
 
@@ -45,6 +47,8 @@ public struct FakeExecutor: ModelExecutor {
     var nextDrawIsVoid = false
     /// Whether the launched batch holds draft tokens.
     var isDrafting = false
+    /// What was proposed for the next step.
+    var proposal: [TokenID] = []
     /// All tokens of the sequence; outputs are added when they are drawn.
     var tokens: [TokenID]
     /// Number of the assignment: tells whose cells are whose.
@@ -75,6 +79,8 @@ public struct FakeExecutor: ModelExecutor {
       if !holds { violations.append("step \(batch.step): \(sentence())") }
     }
     check(queue.count < 2, "a third batch is in flight")
+    check(
+      queue.allSatisfy { $0.requests.allSatisfy { $0.draftLimit == 0 } }, "is launched although drafts are awaited")
     check(batch.step == lastStep + 1, "follows step \(lastStep)")
     check(!batch.requests.isEmpty, "computes nothing")
     lastStep = batch.step
@@ -166,6 +172,10 @@ public struct FakeExecutor: ModelExecutor {
           end < slot.assignment.promptCount + (slot.assignment.sampling.maxNewTokens ?? .max / 2),
           "slot \(share.slot) guesses past its end")
       }
+      let drafts = batch.tokens[Int(share.tokenOffset) + Int(share.count - share.draftCount)..<reserved]
+      check(slot.proposal.starts(with: drafts), "slot \(share.slot) verifies other drafts than those proposed")
+      slot.proposal = []
+      check(share.draftLimit == 0 || share.samples, "slot \(share.slot) wants drafts behind a token that is not drawn")
       check(!slot.isDrafting, "slot \(share.slot) is used while its guesses are verified")
       slot.isDrafting = share.draftCount > 0
       if share.samples { slot.pendingDraws += 1 }
@@ -279,11 +289,30 @@ public struct FakeExecutor: ModelExecutor {
           slot.nextDrawIsVoid = true
         }
         result.tokenCounts.append(Int32(1 + accepted + count))
+        slot.proposal = propose(for: slot, state, limit: Int(share.draftLimit))
+        if !slot.proposal.isEmpty { result.drafts.append((index, slot.proposal)) }
       } else {
         result.tokenCounts.append(0)
       }
       slots[Int(share.slot)] = slot
     }
+  }
+
+  /// Tokens that are likely to follow, some of them wrong.
+  /// - Parameter state: before the sequence's last token.
+  private func propose(for slot: Slot, _ state: UInt64, limit: Int) -> [TokenID] {
+    guard limit > 0 else { return [] }
+    var random = SeededGenerator(seed: state)
+    var state = state
+    var last = slot.tokens[slot.tokens.count - 1]
+    var drafts: [TokenID] = []
+    for offset in 0..<Int.random(in: 0...limit, using: &random) {
+      state = model.advance(state, last, at: slot.tokens.count - 1 + offset)
+      last = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)
+      if !random.chance(draftAccuracy) { last = (last + 1) % TokenID(model.vocabularySize) }
+      drafts.append(last)
+    }
+    return drafts
   }
 
   private static func cell(_ position: Int, _ pages: ArraySlice<Int32>) -> Int {

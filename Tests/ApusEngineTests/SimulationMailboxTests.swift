@@ -90,7 +90,7 @@ private final class Answers: EventSink, Sendable {
       let resume = state.withLock { state -> (CheckedContinuation<[TokenID], Never>, [TokenID])? in
         switch event {
         case .token(let handle, let token, _): state.tokens[handle, default: []].append(token)
-        case .finished(let handle, _, _):
+        case .finished(let handle, _, _, _):
           state.ended.insert(handle)
           if let waiter = state.waiters.removeValue(forKey: handle) { return (waiter, state.tokens[handle] ?? []) }
         default: break

@@ -152,6 +152,7 @@ struct Outcome: Equatable {
   var reason: FinishReason?
   var error: EngineError?
   var retractions = 0
+  var speculation: SpeculationCounts?
   /// Something arrived after the end, or out of order.
   var isMuddled = false
 
@@ -191,10 +192,11 @@ final class Collector: EventSink {
         if let limit = enough[handle], outcomes[handle]?.tokens.count == limit {
           source.posted.append(.finish(handle: handle, .stop(.text("enough"))))
         }
-      case .finished(let handle, let reason, let retractions):
+      case .finished(let handle, let reason, let retractions, let speculation):
         update(handle) {
           $0.reason = reason
           $0.retractions = retractions
+          $0.speculation = speculation
         }
       case .rejected(let handle, let error):
         update(handle) {

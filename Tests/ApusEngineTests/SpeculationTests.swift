@@ -1,11 +1,14 @@
 import Apus
 import ApusCore
 import ApusEngine
+import ApusScheduling
 import Foundation
 import Testing
 
-private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-  .appendingPathComponent("../../Models/apus-demo").standardizedFileURL.path
+private let models = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+  .appendingPathComponent("../../Models").standardizedFileURL.path
+private let model = models + "/apus-demo"
+private let mixture = models + "/apus-demo-moe"
 
 /// Guessing tokens ahead changes nothing but the number of steps.
 @Suite("Speculative decoding", .serialized) struct SpeculationTests {
@@ -37,16 +40,22 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
     return request
   }
 
-  private func answers(drafts: Int, overlap: Bool, at once: Int) async throws -> ([Answer], ServiceStatistics) {
-    var configuration = EngineConfiguration(modelPath: model)
+  private func answers(
+    drafts: Int, overlap: Bool, at once: Int, count: UInt64 = 42, path: String = model,
+    _ configure: (inout EngineConfiguration) -> Void = { _ in }
+  ) async throws -> ([Answer], ServiceStatistics) {
+    var configuration = EngineConfiguration(modelPath: path)
     configuration.speculativeDraftTokens = drafts
     configuration.enablesOverlap = overlap
     configuration.maxTotalTokens = 4096
+    // Drafts are cheap, so that there are many.
+    configuration.speculativeCosts = DraftCosts(row: 0.02, draft: 0)
+    configure(&configuration)
     return try await withEngine(configuration) { engine in
       var answers: [Answer] = []
-      for first in stride(from: UInt64(0), to: 42, by: UInt64.Stride(once)) {
+      for first in stride(from: UInt64(0), to: count, by: UInt64.Stride(once)) {
         // The streams are all begun before any is read.
-        let streams = try (first..<min(42, first + UInt64(once))).map { try engine.generate(request($0)) }
+        let streams = try (first..<min(count, first + UInt64(once))).map { try engine.generate(request($0)) }
         for stream in streams {
           let result = try await stream.result()
           answers.append(Answer(tokens: result.tokens, logprobs: result.logprobs, reason: result.finishReason))
@@ -69,6 +78,65 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         #expect(counts.acceptedDraftTokens > 100 && counts.acceptedDraftTokens < counts.draftTokens, "\(counts)")
         #expect(counts.steps < statistics.steps || once > 1)
       }
+    }
+  }
+
+  @Test("A draft model that is the model itself is always right, and changes nothing; costs are measured")
+  func standalone() async throws {
+    let (plain, statistics) = try await answers(drafts: 0, overlap: true, at: 1, count: 14)
+    for once in [1, 7] {
+      let (drafted, counts) = try await answers(drafts: 4, overlap: true, at: once, count: 14) {
+        $0.speculativeAlgorithm = .standalone
+        $0.speculativeDraftModelPath = model
+        if once > 1 { $0.speculativeCosts = nil }
+      }
+      for (seed, pair) in zip(plain, drafted).enumerated() {
+        #expect(pair.0 == pair.1, "seed \(seed), \(once) at once")
+      }
+      // As dear as the model, it is not asked where the costs are known.
+      if once == 1 {
+        #expect(counts.speculation.acceptRate > 0.95 && counts.steps < statistics.steps / 2, "\(counts)")
+      }
+    }
+  }
+
+  @Test("A draft model with another vocabulary is refused")
+  func otherVocabulary() async throws {
+    let path = models + "/../../shared/data/models/stories260K"
+    guard FileManager.default.fileExists(atPath: path + "/config.json") else {
+      return print("Skipped: \(path) does not exist.")
+    }
+    await #expect(throws: EngineError.self) {
+      _ = try await answers(drafts: 4, overlap: true, at: 1, count: 1) {
+        $0.speculativeAlgorithm = .standalone
+        $0.speculativeDraftModelPath = path
+      }
+    }
+  }
+
+  @Test("A checkpoint without a prediction layer says so")
+  func noPredictionLayer() async throws {
+    do {
+      _ = try await answers(drafts: 4, overlap: true, at: 1, count: 1) { $0.speculativeAlgorithm = .nextn }
+      Issue.record("it was accepted")
+    } catch { #expect("\(error)".contains("multi-token prediction"), "\(error)") }
+  }
+
+  @Test("The prediction layer of the demo mixture of experts is often right, and changes nothing")
+  func prediction() async throws {
+    guard FileManager.default.fileExists(atPath: mixture + "/config.json") else {
+      return print("Skipped: \(mixture) does not exist.")
+    }
+    let (plain, statistics) = try await answers(drafts: 0, overlap: true, at: 1, count: 20, path: mixture)
+    for once in [1, 5] {
+      let (drafted, counts) = try await answers(drafts: 3, overlap: true, at: once, count: 20, path: mixture) {
+        $0.speculativeAlgorithm = .nextn
+      }
+      for (seed, pair) in zip(plain, drafted).enumerated() {
+        #expect(pair.0 == pair.1, "seed \(seed), \(once) at once")
+      }
+      #expect(counts.acceptedDraftTokens > 50, "\(counts)")
+      if once == 1 { #expect(counts.steps < statistics.steps, "\(counts)") }
     }
   }
 }

@@ -82,7 +82,7 @@ private final class Bench {
   }
 
   func end(_ handle: UInt64) -> FinishReason? {
-    events.compactMap { if case .finished(handle, let reason, _) = $0 { reason } else { nil } }.first
+    events.compactMap { if case .finished(handle, let reason, _, _) = $0 { reason } else { nil } }.first
   }
 
   func rejection(_ handle: UInt64) -> EngineError? {
@@ -333,7 +333,7 @@ private func prompt(_ count: Int, _ salt: Int = 0) -> [TokenID] {
     bench.runToEnd()
     #expect(bench.startOrder == [1, 3, 2], "9 is not urgent enough to retract 1, but goes before its return")
     let ends = bench.events.compactMap {
-      if case .finished(let handle, _, let count) = $0 { [Int(handle), count] } else { nil }
+      if case .finished(let handle, _, let count, _) = $0 { [Int(handle), count] } else { nil }
     }
     #expect(ends == [[3, 0], [2, 0], [1, 1]])
     #expect(bench.output(1).count == 20)

@@ -1,5 +1,5 @@
 import ApusCore
-import ApusEngine
+package import ApusEngine
 import ApusHub
 import ApusScheduling
 
@@ -59,9 +59,19 @@ extension EngineOptions {
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
-    configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens ?? 8
+    configuration.speculativeDraftTokens = draftTokens
+    if let drafting { configuration.speculativeAlgorithm = drafting.engineAlgorithm }
+    if let speculativeDraftModelPath {
+      configuration.speculativeDraftModelPath = try await locateModel(speculativeDraftModelPath, isQuiet: isQuiet).path
+    }
+    if let speculativeNgramCapacity { configuration.speculativeNgramCapacity = speculativeNgramCapacity }
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration
   }
+}
+
+/// The engine's configuration that command-line arguments describe, for tests.
+package func engineConfiguration(of arguments: [String]) async throws -> EngineConfiguration {
+  try await EngineOptions.parse(arguments).configuration(isQuiet: true)
 }

@@ -102,15 +102,36 @@ struct EngineOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "Guesses tokens ahead and verifies several in one pass: ngram looks up where the last tokens stood before. Output "
-        + "stays the same; text that repeats its prompt or itself comes faster while few requests run.",
-      valueName: "ngram"))
+      "Drafts tokens ahead and verifies several in one pass: ngram looks up where the last tokens stood before, nextn (mtp) "
+        + "uses the checkpoint's layer for multi-token prediction, standalone a small model (--draft-model). Output stays "
+        + "the same, sampled output too; it comes faster while few requests run.",
+      valueName: "algorithm"))
   var speculativeAlgorithm: SpeculativeAlgorithm?
 
   @Option(
+    name: [.customLong("speculative-draft-model-path"), .customLong("draft-model")],
     help: ArgumentHelp(
-      "With a speculative algorithm: tokens guessed at most per step, 1 to 64. Default: 8.", valueName: "count"))
+      "A small model with the same tokenizer, which drafts tokens: a checkpoint directory, a GGUF file or a repository. "
+        + "Implies --speculative-algorithm standalone.", valueName: "path"))
+  var speculativeDraftModelPath: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "With a model that drafts: tokens drafted at most per step, one after the other, 1 to 64. Fewer are drafted where "
+        + "they are often wrong or many requests run. Default: 5.", valueName: "count"))
+  var speculativeNumSteps: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "With a speculative algorithm: draft tokens verified at most per step, 1 to 64. Default: 8 for ngram, else what "
+        + "--speculative-num-steps says.", valueName: "count"))
   var speculativeNumDraftTokens: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "With ngram: tokens of past outputs that are looked into beside the request's own, at most; 0 for none. Default: "
+        + "\(standard.speculativeNgramCapacity).", valueName: "tokens"))
+  var speculativeNgramCapacity: Int?
 
   @Flag(
     help: "Draws every token of constrained output, those too that the grammar leaves no choice about: for comparisons."
@@ -139,12 +160,7 @@ struct EngineOptions: ParsableArguments {
     try atLeastOne(chunkedPrefillSize, "--chunked-prefill-size")
     try atLeastOne(maxTotalTokens, "--max-total-tokens")
     try atLeastOne(threads, "--threads")
-    try atLeastOne(speculativeNumDraftTokens, "--speculative-num-draft-tokens")
-    if speculativeNumDraftTokens != nil && speculativeAlgorithm == nil {
-      throw ValidationError(
-        "--speculative-num-draft-tokens has no effect without --speculative-algorithm; add '--speculative-algorithm ngram'."
-      )
-    }
+    try validateSpeculation()
     if maxQueuedRequests < 0 {
       throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
     }
@@ -252,10 +268,73 @@ struct SamplingOptions: ParsableArguments {
   }
 }
 
-/// How tokens are guessed ahead.
+/// Who drafts tokens.
 enum SpeculativeAlgorithm: String, ExpressibleByArgument, CaseIterable {
-  case ngram
+  case ngram, nextn, mtp, standalone
 
   /// SGLang's spelling, in capitals, is understood too.
   init?(argument: String) { self.init(rawValue: argument.lowercased()) }
+
+  /// The engine's name for it.
+  var engineAlgorithm: EngineConfiguration.SpeculativeAlgorithm {
+    switch self {
+    case .ngram: .ngram
+    case .nextn, .mtp: .nextn
+    case .standalone: .standalone
+    }
+  }
+}
+
+extension EngineOptions {
+  /// Who drafts tokens; a draft model says so by itself.
+  var drafting: SpeculativeAlgorithm? {
+    speculativeAlgorithm ?? (speculativeDraftModelPath == nil ? nil : .standalone)
+  }
+
+  /// The most draft tokens of a step; 0 where nobody drafts.
+  var draftTokens: Int {
+    switch drafting {
+    case nil: 0
+    case .ngram: speculativeNumDraftTokens ?? 8
+    case .nextn, .mtp, .standalone: min(speculativeNumSteps ?? 5, speculativeNumDraftTokens ?? 64)
+    }
+  }
+
+  /// Refuses options of speculative decoding that do not go together.
+  func validateSpeculation() throws {
+    for (flag, value) in [
+      ("--speculative-num-draft-tokens", speculativeNumDraftTokens), ("--speculative-num-steps", speculativeNumSteps),
+    ] {
+      if let value, !(1...64).contains(value) { throw ValidationError("\(flag) must be from 1 to 64, got \(value).") }
+    }
+    guard let drafting else {
+      for (flag, isGiven) in [
+        ("--speculative-num-draft-tokens", speculativeNumDraftTokens != nil),
+        ("--speculative-num-steps", speculativeNumSteps != nil),
+        ("--speculative-ngram-capacity", speculativeNgramCapacity != nil),
+      ] where isGiven {
+        throw ValidationError(
+          "\(flag) has no effect without --speculative-algorithm; add '--speculative-algorithm ngram'.")
+      }
+      return
+    }
+    if drafting == .ngram && speculativeNumSteps != nil {
+      throw ValidationError(
+        "--speculative-num-steps is for models that draft; with ngram give --speculative-num-draft-tokens.")
+    }
+    if drafting != .ngram && speculativeNgramCapacity != nil {
+      throw ValidationError("--speculative-ngram-capacity has no effect without '--speculative-algorithm ngram'.")
+    }
+    if let speculativeNgramCapacity, !(0...1 << 28).contains(speculativeNgramCapacity) {
+      throw ValidationError(
+        "--speculative-ngram-capacity must be from 0 to \(1 << 28), got \(speculativeNgramCapacity).")
+    }
+    if drafting == .standalone && speculativeDraftModelPath == nil {
+      throw ValidationError("--speculative-algorithm standalone needs --draft-model.")
+    }
+    if drafting != .standalone && speculativeDraftModelPath != nil {
+      throw ValidationError(
+        "--draft-model has no effect with --speculative-algorithm \(drafting.rawValue); leave one of them out.")
+    }
+  }
 }

@@ -199,6 +199,22 @@ public final class WeightLoader {
     return reader
   }
 
+  /// What writes tokens' embeddings, and the table itself where it is plain numbers.
+  func embeddingFunction(
+    _ name: String, rows: Int, columns: Int
+  ) throws(EngineError) -> (
+    embed: @Sendable (_ tokens: UnsafePointer<TokenID>, _ count: Int, _ out: Tensor) -> Void, table: Tensor?
+  ) {
+    if let read = try embeddingReader(name, rows: rows, columns: columns) {
+      return (
+        { tokens, count, out in for row in 0..<count { read(Int(tokens[row]), out.float32 + row * out.stride) } }, nil
+      )
+    }
+    let table = try embedding(name, rows: rows, columns: columns)
+    let backend = backend
+    return ({ tokens, count, out in backend.embed(table: table, tokens: tokens, count: count, out: out) }, table)
+  }
+
   /// Packs an output layer that is an embedding table which is stored quantised.
   /// - Returns: `nil` if it is not.
   public func tiedOutput(_ name: String, rows: Int, columns: Int) throws(EngineError) -> (any LinearWeight)? {

@@ -108,6 +108,13 @@ extension ServerState {
       }
       writer.member("completion_tokens", result.usage.completionTokens)
       writer.member("cached_tokens", result.usage.cachedTokens)
+      if let counts = result.usage.speculation {
+        writer.member("spec_accept_rate", counts.acceptRate)
+        writer.member("spec_accept_length", counts.acceptLength)
+        writer.member("spec_accept_token_num", counts.acceptedTokens)
+        writer.member("spec_draft_token_num", counts.draftTokens)
+        writer.member("spec_verify_ct", counts.verifications)
+      }
       writer.member("e2e_latency", answer.elapsed)
     }
   }

@@ -139,9 +139,13 @@ final class ServerMetrics: Sendable {
     gauge("is_draining", "Whether new requests are refused because the server is stopping.", s.isDraining ? 1 : 0)
     counter("prompt_tokens_total", "Prompt tokens since the start.", Double(s.promptTokens))
     counter("generation_tokens_total", "Output tokens since the start.", Double(s.generatedTokens))
-    counter("spec_draft_tokens_total", "Tokens guessed ahead by speculative decoding.", Double(s.draftTokens))
+    counter("spec_draft_tokens_total", "Draft tokens verified in speculative decoding.", Double(s.draftTokens))
+    counter("spec_accepted_tokens_total", "Draft tokens that were accepted.", Double(s.acceptedDraftTokens))
     counter(
-      "spec_accepted_tokens_total", "Tokens guessed ahead that were right.", Double(s.acceptedDraftTokens))
+      "spec_verify_calls_total", "Verifications of draft tokens: one for each request and step that had some.",
+      Double(s.verifications))
+    gauge("spec_accept_rate", "Share of draft tokens accepted since the start.", s.speculation.acceptRate)
+    gauge("spec_accept_length", "Tokens that a verification brings, on average.", s.speculation.acceptLength)
     counter(
       "jump_forward_tokens_total", "Output tokens that a grammar forced, taken without a draw.", Double(s.forcedTokens))
     counter("cached_tokens_total", "Prompt tokens found in the prefix cache since the start.", Double(s.cachedTokens))

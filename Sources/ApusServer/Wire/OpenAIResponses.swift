@@ -49,6 +49,7 @@ struct UsageTotal {
         total.promptTokens += usage.promptTokens
         total.cachedTokens += usage.cachedTokens
       }
+      if let counts = usage.speculation { total.speculation = (total.speculation ?? SpeculationCounts()) + counts }
     }
     writer.object { writer in
       writer.member("prompt_tokens", total.promptTokens)
@@ -56,6 +57,13 @@ struct UsageTotal {
       writer.member("total_tokens", total.promptTokens + total.completionTokens)
       writer.key("prompt_tokens_details")
       writer.object { $0.member("cached_tokens", total.cachedTokens) }
+      if let counts = total.speculation {
+        writer.key("completion_tokens_details")
+        writer.object { writer in
+          writer.member("accepted_prediction_tokens", counts.acceptedTokens)
+          writer.member("rejected_prediction_tokens", counts.draftTokens - counts.acceptedTokens)
+        }
+      }
     }
   }
 }

@@ -1,0 +1,198 @@
+import ApusCore
+import ApusExecution
+import ApusModels
+import ApusScheduling
+import ApusTensors
+import Foundation
+import Testing
+
+/// The layer for multi-token prediction against transformers' decoder layer (Scripts/golden_prediction.py), and verification
+/// of drafts by hand.
+@Suite struct PredictionTests {
+  static let directory = Paths.goldens + "/Prediction"
+  static let names: [String] = {
+    let files = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+    return files.filter { $0.hasSuffix(".json") }.map { String($0.dropLast(5)) }.sorted()
+  }()
+
+  /// Runs steps of one sequence by hand.
+  private final class Sequence {
+    let steps: StepRunner
+    private var step: UInt64 = 0
+    private(set) var result = StepResult()
+    /// Pages in an order of their own.
+    private let pages: [Int32] = Array(2..<18).reversed()
+
+    init(_ steps: StepRunner, prompt: [TokenID], sampling: SamplingParameters) {
+      self.steps = steps
+      var sampling = sampling
+      sampling.seed = sampling.seed ?? 1
+      var batch = ScheduleBatch()
+      batch.assigned = [
+        SlotAssignment(
+          slot: 0, sampling: sampling, stopTokenIDs: [], logprobs: nil, tokens: prompt, promptCount: prompt.count)
+      ]
+      steps.run(batch, into: &result)
+    }
+
+    func run(_ tokens: [TokenID], start: Int, drafts: Int = 0, samples: Bool = true, wanted: Int = 0) {
+      var batch = ScheduleBatch()
+      step += 1
+      batch.step = step
+      batch.tokens = tokens
+      let count = (start + tokens.count + kvPageSize - 1) / kvPageSize
+      batch.pages = Array(pages[..<count])
+      batch.requests = [
+        ScheduledRequest(
+          slot: 0, start: Int32(start), count: Int32(tokens.count), tokenOffset: 0, pageOffset: 0,
+          pageCount: Int32(count), lastTokenIsInFlight: false, samples: samples, draftCount: Int32(drafts),
+          draftLimit: Int32(wanted))
+      ]
+      result.removeAll()
+      steps.run(batch, into: &result)
+    }
+  }
+
+  @Test func goldensAreThere() { #expect(Self.names.count >= 3) }
+
+  @Test(arguments: names)
+  func draftLogitsEqualTheReference(name: String) throws {
+    let golden = try Paths.json("\(Self.directory)/\(name).json")
+    let configuration = try ModelConfiguration(json: golden["config"]!)
+    let expected = golden["logits"]!.arrayValue!.map(\.floats)
+    let drafts = golden["drafts"]!.tokenIDs
+    let prompt = golden["prompt"]!.tokenIDs
+    for (number, backend) in testBackends.enumerated() {
+      let model = try makeTinyModel(
+        golden["config"]!.objectDictionary, backend: backend,
+        store: DummyWeights(
+          seed: UInt64(golden["seed"]!.intValue!), initializerRange: configuration.initializerRange)
+      ) {
+        $0.maxTokensPerStep = 128
+        $0.drafting = .prediction
+      }
+      var rows: [[Float]] = []
+      model.steps.observeDraftLogits { rows.append($0) }
+      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+      // Whole, and in chunks the last of which is one token.
+      var start = 0
+      if number % 2 == 1 {
+        for chunk in [7, 16, prompt.count - 24] {
+          sequence.run(Array(prompt[start..<start + chunk]), start: start, samples: false)
+          start += chunk
+        }
+      }
+      sequence.run(Array(prompt[start...]), start: start, wanted: drafts.count)
+      #expect(sequence.result.tokens == [TokenID(golden["next"]!.intValue!)])
+      #expect(sequence.result.drafts.map(\.tokens) == [drafts], "\(name) on \(backend.name)")
+      #expect(rows.count == expected.count)
+      for (row, wanted) in zip(rows, expected) {
+        let largest = wanted.reduce(0) { max($0, abs($1)) }
+        let difference = zip(row, wanted).reduce(0) { max($0, abs($1.0 - $1.1)) }
+        #expect(difference <= 1e-4 * largest, "\(name) on \(backend.name): off by \(difference) of \(largest)")
+      }
+    }
+  }
+
+  /// K/V of a prediction layer are the same to the bit whether they came with each step or all at once, over rejections.
+  @Test func draftsDoNotDependOnWhenTheyWereAskedFor() throws {
+    let golden = try Paths.json("\(Self.directory)/deepseek-v3.json")
+    let prompt = golden["prompt"]!.tokenIDs
+    func logits(eager: Bool) throws -> [[Float]] {
+      let model = try makeTinyModel(golden["config"]!.objectDictionary, seed: 5) { $0.drafting = .prediction }
+      var rows: [[Float]] = []
+      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+      sequence.run(prompt, start: 0, wanted: eager ? 3 : 0)
+      var known = prompt + sequence.result.tokens
+      for step in 0..<12 {
+        // Drafts of which the first is right now and then.
+        let next = step % 3 == 0 ? sequence.result.drafts.first?.tokens ?? [1, 2] : [3, 4]
+        sequence.run(
+          [known.last!] + next, start: known.count - 1, drafts: next.count, wanted: eager || step == 11 ? 3 : 0)
+        known += sequence.result.tokens
+        if step == 10 { model.steps.observeDraftLogits { rows.append($0) } }
+      }
+      return Array(rows.suffix(3))
+    }
+    let late = try logits(eager: false)
+    #expect(late.count == 3)
+    let eager = try logits(eager: true)
+    #expect(eager == late)
+  }
+
+  /// Logits that are not numbers behind a draft: what was drawn before them stands, and the next step fails, as in plain
+  /// decoding. Behind a rejected draft they matter to nobody.
+  @Test func aRowThatCannotBeDrawnFromInsideAVerification() throws {
+    let prompt: [TokenID] = (0..<20).map { $0 * 7 % 61 }
+    let clean = try makeTinyModel()
+    func plain(_ model: LoadedModel, _ count: Int) -> (tokens: [TokenID], failure: String?) {
+      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+      sequence.run(prompt, start: 0)
+      var tokens = sequence.result.tokens
+      while tokens.count < count, sequence.result.failures.isEmpty {
+        sequence.run([tokens.last!], start: prompt.count + tokens.count - 1)
+        if sequence.result.failures.isEmpty { tokens += sequence.result.tokens }
+      }
+      return (tokens, sequence.result.failures.first?.reason)
+    }
+    let text = plain(clean, 6).tokens
+    // The third token of the answer spoils what comes after it; it must not occur before.
+    let poison = text[2]
+    #expect(!(prompt + text[..<2]).contains(poison), "choose another prompt")
+    let store = PoisonedWeights(DummyWeights(seed: 1, initializerRange: 0.2), token: poison)
+    let model = try makeTinyModel(store: store)
+    let expected = plain(model, 6)
+    #expect(expected.tokens == Array(text[..<3]) && expected.failure != nil)
+
+    // Accepted, and in the middle of the drafts.
+    let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+    sequence.run(prompt, start: 0)
+    #expect(sequence.result.tokens == [text[0]])
+    sequence.run([text[0], text[1], poison, 5, 6], start: prompt.count, drafts: 4)
+    #expect(sequence.result.tokens == [text[1], poison] && sequence.result.failures.isEmpty)
+    #expect(sequence.result.tokenCounts == [2])
+    sequence.run([poison], start: prompt.count + 2)
+    #expect(sequence.result.failures.map(\.reason) == [expected.failure!])
+
+    // Rejected: the row behind it is not looked at.
+    let other = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+    other.run(prompt, start: 0)
+    other.run([text[0], poison, text[1]], start: prompt.count, drafts: 2)
+    #expect(other.result.tokens == [text[1]] && other.result.failures.isEmpty)
+    #expect(other.result.acceptedDrafts.map(\.count) == [0])
+  }
+}
+
+/// Weights in which one token's embedding is no number.
+private struct PoisonedWeights: WeightStore {
+  let weights: DummyWeights
+  let token: TokenID
+  let origin = "poisoned weights"
+  let byteCount = 0
+
+  init(_ weights: DummyWeights, token: TokenID) {
+    self.weights = weights
+    self.token = token
+  }
+
+  func contains(_ name: String) -> Bool { weights.contains(name) }
+  func dtype(of name: String) -> DType? { weights.dtype(of: name) }
+
+  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
+    let source = try weights.load(name, shape: shape, role: role)
+    if name == "model.embed_tokens.weight" {
+      let row = UnsafeMutableRawPointer(mutating: source.address) + Int(token) * shape[1] * 4
+      for column in 0..<shape[1] { row.storeBytes(of: .nan, toByteOffset: 4 * column, as: Float.self) }
+    }
+    return source
+  }
+}
+
+extension JSONValue {
+  /// The members of an object.
+  fileprivate var objectDictionary: [String: JSONValue] {
+    var members: [String: JSONValue] = [:]
+    for (key, value) in objectValue! { members[key] = value }
+    return members
+  }
+}
