@@ -36,6 +36,8 @@ public struct ModelOptions: Sendable {
   public var kvCacheBytes: Int?
   /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
   public var kvCacheTokens: Int?
+  /// Threads that fill grammars' masks while the model computes; see `StepRunner.init`.
+  public var maskThreads: Int?
 
   /// Options for a directory; all else has defaults.
   public init(path: String) { self.path = path }
@@ -172,7 +174,7 @@ public enum ModelLoader {
       backend: backend)
     let steps = try StepRunner(
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
-      maxRunningRequests: options.maxRunningRequests)
+      maxRunningRequests: options.maxRunningRequests, maskThreads: options.maskThreads)
 
     let description = ModelDescription(
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,

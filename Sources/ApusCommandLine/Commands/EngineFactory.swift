@@ -59,6 +59,7 @@ extension EngineOptions {
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
+    configuration.jsonWhitespace = constrainedJsonWhitespace
     configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens ?? 8
     configuration.threads = threads
     configuration.randomSeed = randomSeed

@@ -117,6 +117,13 @@ struct EngineOptions: ParsableArguments {
   )
   var disableJumpForward = false
 
+  @Option(
+    help: ArgumentHelp(
+      "White space in JSON that a grammar describes: fixed (one space after each colon and comma, so that it needs no "
+        + "draws), compact (none), or flexible (wherever JSON permits it). A request may ask for another.",
+      valueName: "policy"))
+  var constrainedJsonWhitespace = GrammarSpecification.Whitespace.fixed
+
   @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
   var threads: Int?
 
