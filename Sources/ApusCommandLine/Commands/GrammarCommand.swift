@@ -3,8 +3,6 @@ import ApusGrammar
 import ApusTokenization
 import ArgumentParser
 
-extension GrammarSpecification.Whitespace: @retroactive ExpressibleByArgument {}
-
 /// How schemas are read, as flags.
 struct GrammarOptions: ParsableArguments {
   @Option(help: ArgumentHelp("Order of an object's members: any, or declared (as when serving).", valueName: "order"))
