@@ -191,8 +191,10 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             #expect(parts.count == 2, "\(result.text)")
             let answer = parts.last.map(String.init) ?? ""
             #expect(answer.range(of: "^\n?(yes|no), [0-9]{3}$", options: .regularExpression) != nil, "\(result.text)")
-            let count = try engine.encode(String(parts[0]), addSpecialTokens: false).count
-            #expect(count <= budget + 2, "\(result.text)")
+            // The opening mark, the budget, a line break and the closing mark, by tokens as they were drawn.
+            let marks = try engine.encode(begin + "\n</think>", addSpecialTokens: false).count
+            let head = try engine.decode(Array(result.tokens.prefix(marks + budget)), skipSpecialTokens: false)
+            #expect(head.contains("</think>"), "\(result.text)")
             if let text = known[seed] { #expect(text == result.text) }
             known[seed] = result.text
           }
