@@ -1,3 +1,5 @@
+public import ApusCore
+
 /// How a family of models marks its chain of thought.
 public struct ReasoningFormat: Sendable {
   /// The name by which it is chosen.
@@ -56,6 +58,28 @@ public struct ReasoningFormat: Sendable {
 
   /// What a prompt must add so that the chain of thought that it opened is closed.
   public var closing: String { closes.first.map { "\n\($0)\n\n" } ?? "" }
+
+  /// The marks as an engine looks for them that limits the chain of thought.
+  ///
+  /// - Parameters:
+  ///   - isOpen: whether the answer begins within it.
+  ///   - calls: how tool calls are written, if tools are offered.
+  public func marks(isOpen: Bool, calls: ToolCallFormat?) -> ThinkingMarks {
+    if isHarmony {
+      // Without tools nothing but the final message may follow.
+      return ThinkingMarks(
+        opens: ["<|channel|>analysis<|message|>"], closes: ["<|end|>"],
+        closing: "<|end|><|start|>assistant" + (calls == nil ? "<|channel|>final<|message|>" : ""), isOpen: isOpen,
+        opensAnywhere: true)
+    }
+    var marks = ThinkingMarks(opens: opens, closes: closes, isOpen: isOpen, opensAnywhere: opensAnywhere)
+    if endsAtToolCalls, let calls {
+      for opener in calls.openers(ToolDefinitions()) where !opener.isAnchored {
+        marks.closes.append(String(decoding: opener.marker, as: UTF8.self))
+      }
+    }
+    return marks
+  }
 
   /// Whether a prompt leaves the chain of thought open, or has closed it; `nil` if it does neither.
   ///

@@ -101,6 +101,16 @@ public struct ToolConstraint: Sendable, Equatable {
 }
 
 extension ReasoningFormat {
+  /// A structural tag's format for answers whose text keeps to another one, once the chain of thought has ended. In the
+  /// harmony format that text is the final message.
+  public func format(beforeAnswer format: JSONValue, isOpen: Bool?) -> JSONValue {
+    guard isHarmony else { return self.format(before: format, isOpen: isOpen) }
+    let final: JSONValue = [
+      "type": "tag", "begin": "<|channel|>final<|message|>", "content": format, "end": "",
+    ]
+    return self.format(before: final, isOpen: isOpen)
+  }
+
   /// A structural tag's format for answers in which another one applies once the chain of thought has ended.
   ///
   /// - Parameters:

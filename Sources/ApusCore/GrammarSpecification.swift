@@ -13,16 +13,19 @@ public enum GrammarSpecification: Sendable, Hashable {
   /// Free text with constrained regions, as a JSON text in the form of SGLang and XGrammar.
   case structuralTag(String)
 
+  /// White space between the tokens of JSON. The raw values are the names in requests and flags.
+  public enum Whitespace: String, Sendable, Hashable, CaseIterable {
+    /// None.
+    case compact
+    /// One space after each colon and comma and none elsewhere, as Python's `json.dumps` writes: what most models have
+    /// read most, on one line. It leaves no choice, so that it costs no draws.
+    case fixed
+    /// Wherever JSON permits it, in runs of a bounded length.
+    case flexible
+  }
+
   /// How a JSON Schema is read.
   public struct SchemaOptions: Sendable, Hashable {
-    /// Where white space may stand.
-    public enum Whitespace: Sendable, Hashable {
-      /// Nowhere.
-      case compact
-      /// Wherever JSON permits it, in runs of a bounded length.
-      case flexible
-    }
-
     /// The order of an object's members.
     public enum PropertyOrder: Sendable, Hashable {
       /// As declared, then those that are not declared.
@@ -31,8 +34,8 @@ public enum GrammarSpecification: Sendable, Hashable {
       case any
     }
 
-    /// Where white space may stand.
-    public var whitespace = Whitespace.flexible
+    /// Where white space may stand; `nil` leaves it to the request and the engine.
+    public var whitespace: Whitespace?
     /// The order of an object's members.
     public var propertyOrder = PropertyOrder.declared
     /// Numbers as people write them: integers as digits alone, fractions without needless zeros, no exponents. Otherwise

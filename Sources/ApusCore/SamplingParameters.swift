@@ -34,6 +34,12 @@ public struct SamplingParameters: Sendable, Equatable {
   /// What the text must look like. Where it asks for more tokens or fewer than `minNewTokens`, it wins; after its end (with
   /// `ignoreEOS`) the text is free.
   public var grammar: GrammarSpecification?
+  /// White space in JSON that a grammar describes; `nil` takes the engine's default.
+  public var jsonWhitespace: GrammarSpecification.Whitespace?
+  /// The most tokens of the chain of thought; its end is forced when they are used up. `nil` sets no limit.
+  public var thinkingBudget: Int?
+  /// How the chain of thought is marked, for `thinkingBudget`.
+  public var thinkingMarks = ThinkingMarks()
   /// End-of-sequence tokens do not end the generation.
   public var ignoreEOS = false
   /// Special tokens are left out of the text.
@@ -94,6 +100,9 @@ public struct SamplingParameters: Sendable, Equatable {
     }
     for token in stopTokenIDs where token < 0 || Int(token) >= vocabularySize {
       throw refuse("stop_token_ids", "names token \(token), but the vocabulary has \(vocabularySize) entries")
+    }
+    if let thinkingBudget, thinkingBudget < 0 {
+      throw refuse("thinking_budget", "must be at least 0, got \(thinkingBudget)")
     }
     if stop.count > 32 { throw refuse("stop", "may hold at most 32 strings, got \(stop.count)") }
     if stop.contains("") { throw refuse("stop", "must not hold an empty string") }

@@ -10,6 +10,8 @@ public protocol TokenMatcher: AnyObject {
   var maskWordCount: Int { get }
   /// Whether the text has been ended by an end token.
   var isTerminated: Bool { get }
+  /// Whether any token may come next, so that no mask is needed.
+  var allowsEverything: Bool { get }
   /// Why nothing can follow, if a limit was reached.
   var failure: EngineError? { get }
   /// Writes which tokens may come next: bit `id % 32` of word `id / 32`.
@@ -25,6 +27,9 @@ public protocol TokenMatcher: AnyObject {
 }
 
 extension TokenMatcher {
+  /// After the end of its text a constraint says nothing more.
+  public var allowsEverything: Bool { isTerminated }
+
   /// A matcher that knows of no text forces none.
   public func takeForcedTokens() -> [TokenID] { [] }
 

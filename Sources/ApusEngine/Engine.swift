@@ -294,9 +294,12 @@ public final class Engine: GenerationService {
     let assembler = try OutputAssembler(tokenizer: tokenizer, sampling: sampling)
 
     // A grammar that was compiled before costs nothing; another is compiled while the request waits at its gate.
-    let known = try sampling.grammar.flatMap { (grammar) throws(EngineError) in try grammars.known(grammar)?.get() }
-    let constraint = known.map { self.constraint($0) }
-    let isGated = sampling.grammar != nil && constraint == nil
+    let whitespace = sampling.jsonWhitespace ?? configuration.jsonWhitespace
+    let known = try sampling.grammar.flatMap { (grammar) throws(EngineError) in
+      try grammars.known(grammar, whitespace: whitespace)?.get()
+    }
+    let isGated = sampling.grammar != nil && known == nil
+    let constraint = isGated ? nil : self.constraint(known, sampling)
 
     let limit = configuration.maxRunningRequests + configuration.maxQueuedRequests
     let mailbox = mailbox
@@ -338,9 +341,10 @@ public final class Engine: GenerationService {
         : EngineError(.shuttingDown, "The engine is stopping and takes no new requests.")
     }
     if isGated, let grammar = sampling.grammar {
-      grammars.compile(grammar) { result in
+      grammars.compile(grammar, whitespace: whitespace) { [sampling] result in
         switch result {
-        case .success(let compiled): mailbox.post(.open(handle: handle, constraint: self.constraint(compiled)))
+        case .success(let compiled):
+          mailbox.post(.open(handle: handle, constraint: self.constraint(compiled, sampling)))
         case .failure(let error): mailbox.post(.reject(handle: handle, error))
         }
       }
@@ -348,9 +352,16 @@ public final class Engine: GenerationService {
     return GenerationStream(id: request.id, source: stream)
   }
 
-  /// What follows a request's tokens through a grammar.
-  private func constraint(_ grammar: CompiledGrammar) -> any TokenConstraint {
-    configuration.enablesJumpForward ? JumpForwardConstraint(grammar, tokenizer: tokenizer) : grammar
+  /// What follows a request's tokens: through a grammar, through the chain of thought, or both; `nil` if nothing limits them.
+  private func constraint(_ grammar: CompiledGrammar?, _ sampling: SamplingParameters) -> (any TokenConstraint)? {
+    var constraint: (any TokenConstraint)?
+    if let grammar {
+      constraint = configuration.enablesJumpForward ? JumpForwardConstraint(grammar, tokenizer: tokenizer) : grammar
+    }
+    guard let budget = sampling.thinkingBudget else { return constraint }
+    return ThinkingBudgetConstraint(
+      constraint, budget: budget, marks: sampling.thinkingMarks, tokenizer: tokenizer,
+      vocabularySize: model.vocabularySize, takesForced: configuration.enablesJumpForward)
   }
 
   private func validate(_ request: Request, _ tokens: [TokenID]) throws(EngineError) {

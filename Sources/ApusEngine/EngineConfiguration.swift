@@ -105,6 +105,8 @@ public struct EngineConfiguration: Sendable {
   public var speculativeCosts: DraftCosts?
   /// Whether text that a grammar forces is taken without a forward pass for each of its tokens (jump-forward).
   public var enablesJumpForward = true
+  /// White space in JSON that a grammar describes, where a request does not say.
+  public var jsonWhitespace = GrammarSpecification.Whitespace.fixed
   /// Compute threads; `nil` takes one per physical core.
   public var threads: Int?
   /// Seed of dummy weights and of requests that bring no seed; `nil` draws one.

@@ -10,6 +10,7 @@ final class GrammarService: Sendable {
 
   private struct Job: Sendable {
     var specification: GrammarSpecification
+    var whitespace: GrammarSpecification.Whitespace
     var answer: Answer
   }
 
@@ -39,17 +40,21 @@ final class GrammarService: Sendable {
   }
 
   /// What is known of a grammar without work.
-  func known(_ specification: GrammarSpecification) -> Result<CompiledGrammar, EngineError>? {
+  func known(
+    _ specification: GrammarSpecification, whitespace: GrammarSpecification.Whitespace
+  ) -> Result<CompiledGrammar, EngineError>? {
     // While the vocabulary is being built nothing is known, and nobody waits.
-    compiler.withLockIfAvailable { $0 }?.flatMap { $0.known(specification) }
+    compiler.withLockIfAvailable { $0 }?.flatMap { $0.known(specification, whitespace: whitespace) }
   }
 
   /// Compiles a grammar and answers on another thread.
-  func compile(_ specification: GrammarSpecification, answer: @escaping Answer) {
+  func compile(
+    _ specification: GrammarSpecification, whitespace: GrammarSpecification.Whitespace, answer: @escaping Answer
+  ) {
     enum Decision { case start, wait, refuse }
     let decision = queue.withLock { queue -> Decision in
       if queue.jobs.count >= Self.maximumJobs { return .refuse }
-      queue.jobs.append(Job(specification: specification, answer: answer))
+      queue.jobs.append(Job(specification: specification, whitespace: whitespace, answer: answer))
       if queue.threads >= Self.maximumThreads { return .wait }
       queue.threads += 1
       return .start
@@ -72,7 +77,7 @@ final class GrammarService: Sendable {
     }) {
       let compiler = prepared()
       do throws(EngineError) {
-        job.answer(.success(try compiler.compile(job.specification)))
+        job.answer(.success(try compiler.compile(job.specification, whitespace: job.whitespace)))
       } catch {
         job.answer(.failure(error))
       }

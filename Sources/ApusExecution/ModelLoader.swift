@@ -36,6 +36,8 @@ public struct ModelOptions: Sendable {
   public var kvCacheBytes: Int?
   /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
   public var kvCacheTokens: Int?
+  /// Threads that fill grammars' masks while the model computes; see `StepRunner.init`.
+  public var maskThreads: Int?
 
   /// Who drafts tokens for speculative decoding.
   public var drafting = Drafting.none
@@ -199,7 +201,7 @@ public enum ModelLoader {
       backend: backend)
     let steps = try StepRunner(
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
-      maxRunningRequests: options.maxRunningRequests)
+      maxRunningRequests: options.maxRunningRequests, maskThreads: options.maskThreads)
     if let network {
       steps.drafter = try ModelDrafter(
         network, target: model, pageCount: pageCount, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,

@@ -16,7 +16,7 @@ struct SamplerSlot {
   var lastToken: TokenID = 0
 
   /// Follows the outputs where something limits them.
-  private(set) var matcher: (any TokenMatcher)?
+  private(set) var constraint: MaskedMatcher?
 
   private let seed: UInt64
   private let promptCount: Int
@@ -33,7 +33,7 @@ struct SamplerSlot {
   private var outputCounts: [Int32] = []
   private var seenIndex: [TokenID: Int] = [:]
 
-  init(_ assignment: SlotAssignment) {
+  init(_ assignment: SlotAssignment, masks: MaskFiller) {
     let sampling = assignment.sampling
     row.temperature = sampling.isGreedy ? 0 : sampling.temperature
     row.topK = Int32(clamping: sampling.topK)
@@ -51,10 +51,8 @@ struct SamplerSlot {
     repetition = sampling.repetitionPenalty
     frequency = sampling.frequencyPenalty
     presence = sampling.presencePenalty
-    matcher = assignment.constraint?.makeTokenMatcher()
-    if let matcher {
-      // After a retraction the outputs so far are followed once more.
-      for token in assignment.tokens.dropFirst(assignment.promptCount) { _ = matcher.accept(token) }
+    constraint = assignment.constraint.map {
+      MaskedMatcher($0, earlierOutputs: assignment.tokens.dropFirst(assignment.promptCount), filler: masks)
     }
     if hasPenalties {
       for (index, token) in assignment.tokens.enumerated() {
@@ -73,7 +71,7 @@ struct SamplerSlot {
   /// Notes a token that was drawn.
   mutating func append(_ token: TokenID) {
     lastToken = token
-    _ = matcher?.accept(token)
+    constraint?.accept(token)
     if hasPenalties { see(token, outputs: 1) }
   }
 
@@ -84,8 +82,8 @@ struct SamplerSlot {
   ///
   /// - Parameter position: of the token drawn last.
   mutating func takeForcedTokens(after position: Int) -> [TokenID] {
-    guard let matcher, logprobs == nil, biasTokens.isEmpty else { return [] }
-    let tokens = matcher.takeForcedTokens()
+    guard let constraint, logprobs == nil, biasTokens.isEmpty else { return [] }
+    let tokens = constraint.takeForcedTokens()
     if tokens.isEmpty { return [] }
     forcedEnd = position + 1 + tokens.count
     if hasPenalties { for token in tokens { see(token, outputs: 1) } }
@@ -95,22 +93,22 @@ struct SamplerSlot {
   /// What the sampler would know if it went on from here on its own, to try tokens; `nil` if the constraint cannot be copied.
   func fork() -> SamplerSlot? {
     var twin = self
-    if let matcher {
-      guard let fork = matcher.fork() else { return nil }
-      twin.matcher = fork
+    if let constraint {
+      guard let fork = constraint.fork() else { return nil }
+      twin.constraint = fork
     }
     return twin
   }
 
   /// Whether nothing can follow: the constraint's text has ended, or it failed.
-  var isEnded: Bool { matcher.map { $0.isTerminated || $0.failure != nil } ?? false }
+  var isEnded: Bool { constraint?.isEnded ?? false }
 
   /// Whether a token ends the generation.
   func stops(at token: TokenID) -> Bool { stopTokenIDs.contains(token) }
 
   /// Notes a token that was not drawn, if the constraint allows it.
   mutating func tryAppend(_ token: TokenID) -> Bool {
-    if let matcher, !matcher.isTerminated, !matcher.accept(token) { return false }
+    if let constraint, !constraint.tryAccept(token) { return false }
     lastToken = token
     if hasPenalties { see(token, outputs: 1) }
     return true
@@ -129,11 +127,8 @@ struct SamplerSlot {
   /// Changes a row of raw logits as the request asks: penalties, then bias, then the ban on stop tokens while fewer than
   /// `minNewTokens` were generated, then what a grammar forbids. Sets the random number of the draw.
   ///
-  /// - Parameter mask: room for the grammar's mask.
   /// - Parameter position: of the token to be drawn, counted from the start of the prompt.
-  mutating func prepare(
-    _ logits: Tensor, row index: Int, position: Int, mask: MaskBuffer, backend: any Backend
-  ) {
+  mutating func prepare(_ logits: Tensor, row index: Int, position: Int, backend: any Backend) {
     row.uniform = CPUBackend.uniform(seed: seed, position: UInt64(position))
     if !seenTokens.isEmpty {
       backend.applyPenalties(
@@ -145,12 +140,10 @@ struct SamplerSlot {
     }
     var endsAreAllowed = position - promptCount >= minNewTokens
     // After the end of its text a grammar says nothing more.
-    if let matcher, !matcher.isTerminated {
-      let words = mask.words(matcher.maskWordCount)
-      matcher.fillMask(into: words)
-      backend.applyMask(logits: logits, row: index, mask: words, words: matcher.maskWordCount)
+    if let mask = constraint?.takeMask(), let words = mask.baseAddress {
+      backend.applyMask(logits: logits, row: index, mask: words, words: mask.count)
       // Where only the end may come, it comes.
-      if !endsAreAllowed { endsAreAllowed = !allowsOthers(words, matcher.maskWordCount) }
+      if !endsAreAllowed { endsAreAllowed = !allowsOthers(words, mask.count) }
     }
     if !endsAreAllowed {
       for token in stopTokenIDs { backend.add(-.infinity, toLogitOf: token, logits: logits, row: index) }
@@ -167,23 +160,6 @@ extension SamplerSlot {
     for index in 0..<count where words[index] != 0 { return true }
     return false
   }
-}
-
-/// Room for one mask, taken when the first is asked for.
-final class MaskBuffer {
-  private var memory: UnsafeMutablePointer<UInt32>?
-  private var capacity = 0
-
-  func words(_ count: Int) -> UnsafeMutablePointer<UInt32> {
-    if let memory, capacity >= count { return memory }
-    memory?.deallocate()
-    let fresh = UnsafeMutablePointer<UInt32>.allocate(capacity: max(count, 1))
-    memory = fresh
-    capacity = max(count, 1)
-    return fresh
-  }
-
-  deinit { memory?.deallocate() }
 }
 
 extension Backend {

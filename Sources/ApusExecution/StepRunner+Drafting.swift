@@ -6,6 +6,7 @@ import ApusTensors
 extension StepRunner {
   /// A request leaves its slot.
   func release(_ slot: Int) {
+    slots[slot]?.constraint?.forget()
     slots[slot] = nil
     guard let drafter else { return }
     drafter.leave(slot: slot, tokens: sequences[slot])
@@ -15,7 +16,7 @@ extension StepRunner {
   /// A request enters a slot.
   func assign(_ assignment: SlotAssignment) {
     let slot = Int(assignment.slot)
-    slots[slot] = SamplerSlot(assignment)
+    slots[slot] = SamplerSlot(assignment, masks: masks)
     guard let drafter else { return }
     if sequences.isEmpty { sequences = Array(repeating: [], count: maxRunningRequests) }
     sequences[slot] = assignment.tokens

@@ -52,7 +52,8 @@ public final class StepRunner: @unchecked Sendable {
   /// Tokens that a grammar forces after those, in reverse.
   private var stillForced: [TokenID] = []
   private var isVerifying = false
-  private let mask = MaskBuffer()
+  let masks: MaskFiller
+  private var asksForMasks = false
 
   /// One row of logits and what it is for.
   private struct LogitRow {
@@ -70,9 +71,13 @@ public final class StepRunner: @unchecked Sendable {
   }
 
   /// Allocates everything a step needs.
+  ///
+  /// - Parameter maskThreads: threads that fill grammars' masks while the model computes, at most; `nil` for as many as the
+  ///   machine suggests. With none every mask is filled just before its draw. Changes no bit of any result.
   /// - Throws: `outOfMemory`.
   public init(
-    model: LanguageModel, pool: KVPool, backend: any Backend, maxTokensPerStep: Int, maxRunningRequests: Int
+    model: LanguageModel, pool: KVPool, backend: any Backend, maxTokensPerStep: Int, maxRunningRequests: Int,
+    maskThreads: Int? = nil
   ) throws(EngineError) {
     precondition(maxTokensPerStep >= 1 && maxRunningRequests >= 1)
     self.model = model
@@ -87,6 +92,7 @@ public final class StepRunner: @unchecked Sendable {
     logitScratch = try LogitScratch(rows: logitRows, hiddenSize: model.configuration.hiddenSize, backend: backend)
     logits = try backend.allocate(rows: logitRows, columns: vocabulary, dtype: .float32)
     rawRow = try backend.allocate(rows: 1, columns: vocabulary, dtype: .float32)
+    masks = MaskFiller(threadCount: maskThreads ?? MaskFiller.defaultThreadCount, capacity: maxRunningRequests)
     slots = Array(repeating: nil, count: maxRunningRequests)
     plan.reserveCapacity(maxTokensPerStep + maxRunningRequests)
     tokens = .allocate(capacity: maxTokensPerStep)
@@ -101,6 +107,7 @@ public final class StepRunner: @unchecked Sendable {
   }
 
   deinit {
+    masks.stop()
     tokens.deallocate()
     positions.deallocate()
     kvSlots.deallocate()
@@ -132,16 +139,41 @@ public final class StepRunner: @unchecked Sendable {
   public func run(_ batch: ScheduleBatch, into result: inout StepResult) {
     let begin = monotonicSeconds()
     for slot in batch.released { release(Int(slot)) }
-    for assignment in batch.assigned { assign(assignment) }
+    for assignment in batch.assigned {
+      assign(assignment)
+      if let constraint = slots[Int(assignment.slot)]!.constraint { ask(constraint) }
+    }
+    startMasks()
     if !batch.requests.isEmpty {
       forward(batch)
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
       insertExtras(into: &result)
       if drafter != nil { draft(batch, into: &result) }
+      // What the tokens just drawn leave open is known now: the masks are filled beside the next pass. Not before all
+      // draws are taken down, since requests of one grammar wait for one another.
+      for request in batch.requests {
+        if let constraint = slots[Int(request.slot)]!.constraint { ask(constraint) }
+      }
+      startMasks()
       if result.failures.count > 1 { result.failures.sort { $0.request < $1.request } }
     }
     result.forwardSeconds = monotonicSeconds() - begin
+  }
+
+  // MARK: Masks
+
+  /// How many masks were filled beside a forward pass, and how many by the thread that draws.
+  package var maskCounts: (ahead: Int, onDemand: Int) { masks.counts }
+
+  private func ask(_ constraint: MaskedMatcher) {
+    constraint.fillAhead()
+    asksForMasks = true
+  }
+
+  private func startMasks() {
+    if asksForMasks { masks.start() }
+    asksForMasks = false
   }
 
   // MARK: Forward pass
@@ -244,6 +276,11 @@ public final class StepRunner: @unchecked Sendable {
       let block = logits.prefix(rows: end - begin)
       model.logits(state, rows: rowNumbers, count: end - begin, scratch: logitScratch, out: block)
 
+      // Masks that no thread has begun are filled here before any mask is waited for.
+      for index in begin..<end where plan[index].purpose != .prompt && plan[index].draft == 0 {
+        slots[Int(batch.requests[plan[index].request].slot)]!.constraint?.help()
+      }
+
       // Finish the plain draws of the block in one call, then the rows with log-probabilities one by one.
       var plainCount = 0
       while begin + plainCount < end, plan[begin + plainCount].purpose == .draw { plainCount += 1 }
@@ -270,7 +307,7 @@ public final class StepRunner: @unchecked Sendable {
       if !block.isFinite(row: index) {
         fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
       }
-      slots[slot]!.prepare(block, row: index, position: entry.position, mask: mask, backend: backend)
+      slots[slot]!.prepare(block, row: index, position: entry.position, backend: backend)
       samplingRows[index] = slots[slot]!.row
     }
     backend.sample(logits: block, rows: samplingRows, tokens: drawn)
@@ -296,7 +333,7 @@ public final class StepRunner: @unchecked Sendable {
       var first: Int32 = 0
       backend.gather(row, rows: &first, count: 1, out: rawRow)
     }
-    slots[slot]!.prepare(row, row: 0, position: entry.position, mask: mask, backend: backend)
+    slots[slot]!.prepare(row, row: 0, position: entry.position, backend: backend)
     samplingRows[0] = slots[slot]!.row
     backend.sample(logits: row, rows: samplingRows, tokens: drawn)
     let token = drawn[0]
@@ -360,7 +397,7 @@ public final class StepRunner: @unchecked Sendable {
   }
 
   private func failDraw(_ request: Int, slot: Int, into result: inout StepResult) {
-    let failure = slots[slot]!.matcher?.failure
+    let failure = slots[slot]!.constraint?.failure
     fail(request, failure?.message ?? "No token can be drawn: every one of them is forbidden.", into: &result)
   }
 

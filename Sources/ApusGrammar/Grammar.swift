@@ -134,11 +134,22 @@ package enum WhitespacePolicy: Sendable, Hashable {
   case compact
   /// Nowhere but one optional space after `:` and `,`.
   case spaced
+  /// One space after `:` and `,`, and none elsewhere.
+  case fixed
   /// Runs of space, tab, line feed and carriage return of at most this many bytes before and after every token.
   case flexible(maximum: Int)
 
   /// Permits what pretty-printers write, and bounds what a model can waste.
   package static let standard = WhitespacePolicy.flexible(maximum: 128)
+
+  /// What a specification calls so.
+  package init(_ whitespace: GrammarSpecification.Whitespace) {
+    switch whitespace {
+    case .compact: self = .compact
+    case .fixed: self = .fixed
+    case .flexible: self = .standard
+    }
+  }
 }
 
 /// A JSON object.

@@ -7,11 +7,16 @@ public final class GrammarCompiler: @unchecked Sendable {
   private let lock = GrammarLock()
   private let shared: MaskCache
   private let capacity: Int
-  private var entries: [GrammarSpecification: Entry] = [:]
+  private var entries: [Key: Entry] = [:]
   private var clock: UInt64 = 0
 
   /// Bytes of a specification's text at most.
   public static let maximumTextBytes = 4 << 20
+
+  private struct Key: Hashable {
+    var specification: GrammarSpecification
+    var whitespace: GrammarSpecification.Whitespace
+  }
 
   private struct Entry {
     var result: Result<CompiledGrammar, EngineError>
@@ -30,23 +35,31 @@ public final class GrammarCompiler: @unchecked Sendable {
   }
 
   /// What is known of a specification without work: the compiled grammar, or why there is none; `nil` if it must be compiled.
-  public func known(_ specification: GrammarSpecification) -> Result<CompiledGrammar, EngineError>? {
-    lock.withLock {
+  ///
+  /// - Parameter whitespace: white space in JSON where the specification does not say.
+  public func known(
+    _ specification: GrammarSpecification, whitespace: GrammarSpecification.Whitespace = .flexible
+  ) -> Result<CompiledGrammar, EngineError>? {
+    let key = Key(specification: specification, whitespace: whitespace)
+    return lock.withLock {
       clock += 1
-      entries[specification]?.used = clock
-      return entries[specification]?.result
+      entries[key]?.used = clock
+      return entries[key]?.result
     }
   }
 
   /// A compiled grammar, from the cache if it was asked for before.
   ///
+  /// - Parameter whitespace: white space in JSON where the specification does not say.
   /// - Throws: `EngineError` with code `invalidRequest` if the specification is wrong, `unsupported` if it cannot be enforced
   ///   or is beyond a limit.
-  public func compile(_ specification: GrammarSpecification) throws(EngineError) -> CompiledGrammar {
-    if let known = known(specification) { return try known.get() }
+  public func compile(
+    _ specification: GrammarSpecification, whitespace: GrammarSpecification.Whitespace = .flexible
+  ) throws(EngineError) -> CompiledGrammar {
+    if let known = known(specification, whitespace: whitespace) { return try known.get() }
     let result: Result<CompiledGrammar, EngineError>
     do throws(EngineError) {
-      result = .success(try compile(Grammar(specification)))
+      result = .success(try compile(Grammar(specification, whitespace: WhitespacePolicy(whitespace))))
     } catch {
       result = .failure(error)
     }
@@ -54,7 +67,7 @@ public final class GrammarCompiler: @unchecked Sendable {
       if entries.count >= capacity, let oldest = entries.min(by: { $0.value.used < $1.value.used }) {
         entries[oldest.key] = nil
       }
-      entries[specification] = Entry(result: result, used: clock)
+      entries[Key(specification: specification, whitespace: whitespace)] = Entry(result: result, used: clock)
     }
     return try result.get()
   }
@@ -67,7 +80,9 @@ public final class GrammarCompiler: @unchecked Sendable {
 
 extension Grammar {
   /// The grammar that a specification describes.
-  package init(_ specification: GrammarSpecification) throws(EngineError) {
+  ///
+  /// - Parameter whitespace: white space in JSON where the specification does not say.
+  package init(_ specification: GrammarSpecification, whitespace: WhitespacePolicy = .standard) throws(EngineError) {
     let size: Int =
       switch specification {
       case .jsonSchema(let text, _), .regex(let text), .ebnf(let text), .structuralTag(let text): text.utf8.count
@@ -79,28 +94,27 @@ extension Grammar {
         .invalidRequest, "The grammar has \(size) bytes; at most \(GrammarCompiler.maximumTextBytes) are read")
     }
     switch specification {
-    case .jsonSchema(let text, let options): self = try Self.schema(text, options)
+    case .jsonSchema(let text, let options): self = try Self.schema(text, options, whitespace: whitespace)
     case .jsonObject:
       self.init()
-      root = .rule(addJSONValue(whitespace: .standard).object)
+      root = .rule(addJSONValue(whitespace: whitespace).object)
     case .regex(let pattern):
       self.init(root: .regular(try .pattern(pattern, search: false)))
     case .ebnf(let text): try self.init(ebnf: text)
     case .choices(let texts):
       if texts.isEmpty { throw EngineError(.invalidRequest, "A choice needs at least one text") }
       self.init(root: .regular(.anyOf(texts)))
-    case .structuralTag(let text): try self.init(structuralTag: text)
+    case .structuralTag(let text): try self.init(structuralTag: text, whitespace: whitespace)
     }
   }
 
   /// The grammar of a JSON Schema.
-  package static func schema(_ text: String, _ options: GrammarSpecification.SchemaOptions = .init())
-    throws(EngineError)
-    -> Grammar
-  {
+  package static func schema(
+    _ text: String, _ options: GrammarSpecification.SchemaOptions = .init(), whitespace: WhitespacePolicy = .standard
+  ) throws(EngineError) -> Grammar {
     var reading = options.isStrict ? JSONSchemaOptions.strictly : JSONSchemaOptions()
     reading.order = options.propertyOrder == .declared ? .declared : .any
-    reading.whitespace = options.whitespace == .compact ? .compact : .standard
+    reading.whitespace = options.whitespace.map { WhitespacePolicy($0) } ?? whitespace
     reading.relaxed = options.isLenient
     reading.plainNumbers = options.plainNumbers || options.isStrict
     do throws(JSONSchemaError) {

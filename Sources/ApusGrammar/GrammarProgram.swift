@@ -343,6 +343,9 @@ struct WhitespaceStates {
     case .spaced:
       around = RegularStore.empty
       after = store.repetition(store.byte(0x20), 0, 1)
+    case .fixed:
+      around = RegularStore.empty
+      after = store.byte(0x20)
     case .flexible(let maximum):
       let white = store.scalars(ScalarRanges([0x09...0x0A, 0x0D...0x0D, 0x20...0x20]))
       around = store.repetition(white, 0, Int32(clamping: maximum))

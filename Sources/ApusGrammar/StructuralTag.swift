@@ -9,20 +9,20 @@ extension Grammar {
   /// `any_text`, `sequence`, `or`, `tag`, `triggered_tags` and `tags_with_separator`.
   ///
   /// - Throws: `EngineError` with the place in the document and the reason.
-  package init(structuralTag text: String) throws(EngineError) {
+  package init(structuralTag text: String, whitespace: WhitespacePolicy = .standard) throws(EngineError) {
     let value: JSONValue
     do throws(JSONError) {
       value = try JSONValue.parse(text)
     } catch {
       throw EngineError(.invalidRequest, "The structural tag is not JSON: \(error)")
     }
-    try self.init(structuralTag: value)
+    try self.init(structuralTag: value, whitespace: whitespace)
   }
 
   /// Reads a structural tag from a parsed document.
-  package init(structuralTag value: JSONValue) throws(EngineError) {
+  package init(structuralTag value: JSONValue, whitespace: WhitespacePolicy = .standard) throws(EngineError) {
     self.init()
-    var reader = StructuralTagReader()
+    var reader = StructuralTagReader(whitespace: whitespace)
     let expression: GrammarExpression
     if value["structures"] != nil {
       expression = try reader.structures(value)
@@ -40,6 +40,10 @@ extension Grammar {
 private struct StructuralTagReader {
   var grammar = Grammar()
   private var depth = 0
+  /// White space in JSON where the document does not say.
+  private let whitespace: WhitespacePolicy
+
+  init(whitespace: WhitespacePolicy) { self.whitespace = whitespace }
 
   private func failure(_ path: String, _ message: String) -> EngineError {
     EngineError(.invalidRequest, "The structural tag is not usable: \(path) \(message)")
@@ -63,10 +67,13 @@ private struct StructuralTagReader {
     return list
   }
 
-  private mutating func schema(_ value: JSONValue, isStrict: Bool = false) throws(EngineError) -> GrammarExpression {
+  private mutating func schema(
+    _ value: JSONValue, isStrict: Bool = false, whitespace policy: GrammarSpecification.Whitespace? = nil
+  ) throws(EngineError) -> GrammarExpression {
     var options = GrammarSpecification.SchemaOptions()
     options.isStrict = isStrict
-    return grammar.absorb(try Grammar.schema(value.compactText, options))
+    options.whitespace = policy
+    return grammar.absorb(try Grammar.schema(value.compactText, options, whitespace: whitespace))
   }
 
   /// The old form.
@@ -107,8 +114,14 @@ private struct StructuralTagReader {
     case "const_string": return .text(try string(value, "value", path))
     case "json_schema":
       guard let schema = value["json_schema"] else { throw failure("\(path).json_schema", "is missing") }
-      // `strict` is this engine's own: a format of a response keeps it where it stands behind a chain of thought.
-      return try self.schema(schema, isStrict: value["strict"] == true)
+      // `strict` and `whitespace` are this engine's own: a format of a response keeps them where it stands behind a chain
+      // of thought.
+      var policy: GrammarSpecification.Whitespace?
+      if let name = value["whitespace"]?.stringValue {
+        policy = .init(rawValue: name)
+        if policy == nil { throw failure("\(path).whitespace", "must be compact, fixed or flexible") }
+      }
+      return try self.schema(schema, isStrict: value["strict"] == true, whitespace: policy)
     case "regex": return .regular(try .pattern(try string(value, "pattern", path), search: false))
     case "grammar": return grammar.absorb(try Grammar(ebnf: try string(value, "grammar", path)))
     case "any_text":

@@ -87,6 +87,8 @@ struct DriverRequest {
   var newTokens: Int
   /// Tokens that count as output although they are given: a request that comes back after a retraction.
   var givenOutput: [TokenID] = []
+  /// What limits the outputs.
+  var constraint: (any TokenConstraint)?
 }
 
 /// What the driver collected for a request.
@@ -175,7 +177,8 @@ struct Driver {
           batch.assigned.append(
             SlotAssignment(
               slot: state.slot, sampling: request.sampling, stopTokenIDs: request.stopTokenIDs,
-              logprobs: request.logprobs, tokens: state.known, promptCount: request.prompt.count))
+              logprobs: request.logprobs, tokens: state.known, promptCount: request.prompt.count,
+              constraint: request.constraint))
         }
         var state = progress[index]!
         let given = request.prompt.count + request.givenOutput.count

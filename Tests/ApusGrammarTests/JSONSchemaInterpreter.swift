@@ -81,6 +81,10 @@ struct GrammarInterpreter {
     switch policy {
     case .compact: return start
     case .spaced: return afterSeparator && index < text.count && text[index] == 0x20 ? start + 1 : start
+    case .fixed:
+      if !afterSeparator { return start }
+      // Nothing of JSON begins at the end.
+      return index < text.count && text[index] == 0x20 ? start + 1 : text.count
     case .flexible(let maximum):
       while index < text.count, index - start < maximum, [0x20, 0x09, 0x0A, 0x0D].contains(text[index]) { index += 1 }
       return index

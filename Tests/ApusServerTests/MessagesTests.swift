@@ -262,6 +262,7 @@ private func stable(_ answer: Answer) -> String {
       let fake = FakeService()
       let answer = try await send(["thinking": thinking], fake)
       #expect(answer.status == 200, "\(answer.text)")
+      #expect(fake.requests.first?.sampling.thinkingBudget == thinking["budget_tokens"]?.intValue.map { Int($0) })
       guard case .tokens(let tokens)? = fake.requests.first?.prompt else { return "" }
       return String(decoding: tokens.map { UInt8($0) }, as: UTF8.self)
     }

@@ -165,7 +165,14 @@ private func stable(_ answer: Answer) -> [String] {
     let strict: JSONValue = [
       "tools": [["type": "function", "function": ["name": "ping", "strict": true, "parameters": ["type": "object"]]]]
     ]
-    #expect(try await grammar(strict, service())?["type"] == "triggered_tags")
+    #expect(try await grammar(strict, service(promptEnd: "<think></think>"))?["type"] == "triggered_tags")
+    // Where the prompt neither opens nor closes the chain of thought the model may open one, or not.
+    for (members, type) in [(strict, "triggered_tags"), (["response_format": ["type": "json_object"]], "json_schema")] {
+      let either = try #require(try await grammar(members, service()))
+      #expect(either["type"] == "or" && either["elements"]?[1]?["type"]?.stringValue == type)
+      #expect(either["elements"]?[0]?["elements"]?[0]?["begin"] == "<think>")
+      #expect(either["elements"]?[0]?["elements"]?[2]?["type"]?.stringValue == type)
+    }
     // What the client asks of the text holds after the chain of thought, too.
     let format: JSONValue = ["response_format": ["type": "json_object"]]
     let json = try #require(try await grammar(format, service(promptEnd: "<think>\n")))
@@ -275,6 +282,48 @@ private func stable(_ answer: Answer) -> [String] {
     let knowing = service(["x"], template: "{% if message.role == 'developer' %}")
     _ = try await withRoutes(knowing) { try await $0.post("/v1/chat/completions", body) }
     #expect(knowing.messages.first?[0]?["role"] == "developer")
+  }
+
+  @Test func thinkingBudgets() async throws {
+    let chat: JSONValue = ["messages": [["role": "user", "content": "Hi"]]]
+    for (members, budget) in [
+      (["thinking_budget": 7], 7), (["thinking_token_budget": 0], 0), (["max_thinking_tokens": -1], nil), ([:], nil),
+      (["custom_params": ["thinking_budget": 9, "other": ["x"]]], 9),
+    ] as [(JSONValue, Int?)] {
+      for promptEnd in ["<think>\n", "<think></think>", "<assistant>"] {
+        let fake = service(promptEnd: promptEnd)
+        let answer = try await withRoutes(fake) { try await $0.post("/v1/chat/completions", with(chat, members)) }
+        #expect(answer.status == 200, "\(answer.text)")
+        let sampling = try #require(fake.requests.first?.sampling)
+        #expect(sampling.thinkingBudget == budget)
+        #expect(sampling.thinkingMarks.isOpen == (budget != nil && promptEnd == "<think>\n"))
+        #expect(sampling.thinkingMarks.opens == ["<think>"] && sampling.thinkingMarks.closing == "</think>")
+      }
+    }
+    // The native API looks at the prompt's end itself.
+    for (text, isOpen) in [("Hi<think>\n", true), ("Hi", false)] {
+      let fake = service()
+      let native: JSONValue = [
+        "text": .string(text), "max_thinking_tokens": 5, "sampling_params": ["max_new_tokens": 2],
+      ]
+      let answer = try await withRoutes(fake) { try await $0.post("/generate", native) }
+      #expect(answer.status == 200, "\(answer.text)")
+      #expect(fake.requests.first?.sampling.thinkingBudget == 5)
+      #expect(fake.requests.first?.sampling.thinkingMarks.isOpen == isOpen)
+    }
+    let wrong = try await withRoutes(service()) {
+      try await $0.post("/v1/chat/completions", with(chat, ["thinking_budget": -2]))
+    }
+    #expect(wrong.status == 400 && wrong.parameter == "thinking_budget")
+    let white = service()
+    _ = try await withRoutes(white) {
+      try await $0.post("/v1/chat/completions", with(chat, ["json_whitespace": "compact"]))
+    }
+    #expect(white.requests.first?.sampling.jsonWhitespace == .compact)
+    let unknown = try await withRoutes(service()) {
+      try await $0.post("/v1/chat/completions", with(chat, ["json_whitespace": "wide"]))
+    }
+    #expect(unknown.status == 400 && unknown.parameter == "json_whitespace")
   }
 
   @Test(

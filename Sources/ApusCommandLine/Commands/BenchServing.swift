@@ -19,7 +19,8 @@ struct Bench: AsyncParsableCommand {
       """,
     subcommands: [
       BenchServing.self, BenchOffline.self, BenchThroughput.self, BenchKernels.self, BenchScheduler.self,
-      BenchStartup.self, BenchEval.self, BenchQuality.self, BenchGrammar.self, BenchTokenizer.self,
+      BenchStartup.self, BenchEval.self, BenchQuality.self, BenchGrammar.self, BenchConstrained.self,
+      BenchTokenizer.self,
     ])
 }
 

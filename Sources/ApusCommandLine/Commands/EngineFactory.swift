@@ -59,6 +59,7 @@ extension EngineOptions {
     configuration.enablesPrefixCache = !disableRadixCache
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
+    configuration.jsonWhitespace = constrainedJsonWhitespace
     configuration.speculativeDraftTokens = draftTokens
     if let drafting { configuration.speculativeAlgorithm = drafting.engineAlgorithm }
     if let speculativeDraftModelPath {

@@ -1,4 +1,4 @@
-import ApusCore
+public import ApusCore
 public import ApusEngine
 public import ApusScheduling
 public import ArgumentParser
@@ -8,6 +8,7 @@ extension EngineConfiguration.CacheType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}
 extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
 extension SchedulingPolicy: ExpressibleByArgument {}
+extension GrammarSpecification.Whitespace: ExpressibleByArgument {}
 
 /// The engine's own defaults, which are the flags' defaults.
 private let standard = EngineConfiguration(modelPath: "")
@@ -137,6 +138,13 @@ struct EngineOptions: ParsableArguments {
     help: "Draws every token of constrained output, those too that the grammar leaves no choice about: for comparisons."
   )
   var disableJumpForward = false
+
+  @Option(
+    help: ArgumentHelp(
+      "White space in JSON that a grammar describes: fixed (one space after each colon and comma, so that it needs no "
+        + "draws), compact (none), or flexible (wherever JSON permits it). A request may ask for another.",
+      valueName: "policy"))
+  var constrainedJsonWhitespace = standard.jsonWhitespace
 
   @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
   var threads: Int?

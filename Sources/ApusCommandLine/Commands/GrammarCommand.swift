@@ -7,20 +7,20 @@ import ArgumentParser
 struct GrammarOptions: ParsableArguments {
   @Option(help: ArgumentHelp("Order of an object's members: any, or declared (as when serving).", valueName: "order"))
   var order = Order.any
-  @Option(help: ArgumentHelp("White space in JSON: flexible, or compact (none).", valueName: "policy"))
-  var whitespace = Whitespace.flexible
+  @Option(
+    help: ArgumentHelp("White space in JSON: flexible, fixed (a space after : and ,) or compact.", valueName: "policy"))
+  var whitespace = GrammarSpecification.Whitespace.flexible
   @Flag(help: "Reads schemas as OpenAI's strict mode does.")
   var strict = false
   @Flag(help: "Ignores what cannot be enforced in a schema instead of refusing it.")
   var lenient = false
 
   enum Order: String, ExpressibleByArgument, CaseIterable { case any, declared }
-  enum Whitespace: String, ExpressibleByArgument, CaseIterable { case flexible, compact }
 
   var schema: GrammarSpecification.SchemaOptions {
     var options = GrammarSpecification.SchemaOptions()
     options.propertyOrder = order == .any ? .any : .declared
-    options.whitespace = whitespace == .compact ? .compact : .flexible
+    options.whitespace = whitespace
     // Where members may come in any order, what is asked is whether a text is valid and not what a model should write.
     options.plainNumbers = order == .declared
     options.isStrict = strict

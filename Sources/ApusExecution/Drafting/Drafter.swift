@@ -73,9 +73,9 @@ final class DraftLine {
 
   /// Draws the next token from a drafter's logits, with the random number that the target's draw will have.
   /// - Parameter row: one row of logits, which is changed.
-  func draw(_ row: Tensor, mask: MaskBuffer, backend: any Backend) {
+  func draw(_ row: Tensor, backend: any Backend) {
     guard !isDone else { return }
-    sampler.prepare(row, row: 0, position: tokens.count + drafts.count, mask: mask, backend: backend)
+    sampler.prepare(row, row: 0, position: tokens.count + drafts.count, backend: backend)
     var sampling = sampler.row
     var token: TokenID = -1
     backend.sample(logits: row, rows: &sampling, tokens: &token)

@@ -78,7 +78,6 @@ final class ModelDrafter: Drafter {
   private let logitScratch: LogitScratch
   private let logits: Tensor
   private let vocabulary: Int
-  private let mask = MaskBuffer()
   /// Sees the logits that drafts are drawn from, for tests.
   var observer: (([Float]) -> Void)?
 
@@ -427,7 +426,7 @@ final class ModelDrafter: Drafter {
       let numbers = logits.rows(row..<row + 1).columns(0..<wanted)
       for column in min(vocabulary, wanted)..<wanted { numbers.float32[column] = -.infinity }
       observer?(Array(UnsafeBufferPointer(start: numbers.float32, count: wanted)))
-      works[index].line.draw(numbers, mask: mask, backend: backend)
+      works[index].line.draw(numbers, backend: backend)
     }
   }
 }

@@ -451,6 +451,7 @@ struct SchemaEmitter {
     let spaces = ScalarRanges([0x09...0x0A, 0x0D...0x0D, 0x20...0x20])
     switch options.whitespace {
     case .compact: (space, separator) = (.empty, .text(","))
+    case .fixed: (space, separator) = (.empty, .text(", "))
     case .spaced:
       (space, separator) = (
         .empty, .sequence([.text(","), .repetition(.text(" "), minimum: 0, maximum: 1)])

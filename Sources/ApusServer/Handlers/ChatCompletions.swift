@@ -89,8 +89,8 @@ extension ServerState {
     let startsOpen = isOpen ?? (formats.reasoning?.beginsOpen == true ? true : nil)
     if let grammar = parameters.grammar {
       // What the client asks of the text holds for what follows the chain of thought.
-      if startsOpen == true, let reasoning = formats.reasoning, let format = grammar.structuralFormat {
-        parameters.grammar = structuralTag(reasoning.format(before: format, isOpen: true))
+      if let reasoning = formats.reasoning, let format = grammar.structuralFormat {
+        parameters.grammar = structuralTag(reasoning.format(beforeAnswer: format, isOpen: startsOpen))
       }
     } else if let calls = formats.calls,
       let constraint = ToolConstraint.make(
@@ -102,8 +102,7 @@ extension ServerState {
       } else if formats.reasoning?.name != "gpt-oss" {
         // Free text around calls: the channels of gpt-oss are no such text.
         parameters.grammar = structuralTag(
-          startsOpen == true
-            ? formats.reasoning!.format(before: constraint.format, isOpen: true) : constraint.format)
+          formats.reasoning?.format(before: constraint.format, isOpen: startsOpen) ?? constraint.format)
       }
     } else if isForced, let calls = formats.calls {
       // No grammar knows the format's arguments. The prompt begins the call instead, so that one must follow.
@@ -118,6 +117,11 @@ extension ServerState {
     } else if !added.isEmpty {
       tokens += try service.encode(added, addSpecialTokens: false)
     }
+    if parameters.thinkingBudget != nil, let reasoning = formats.reasoning {
+      let offersCalls = !reading.tools.isEmpty && reading.choice != .none
+      parameters.thinkingMarks = reasoning.marks(
+        isOpen: isOpen ?? reasoning.beginsOpen, calls: offersCalls ? formats.calls : nil)
+    }
     let reader = AnswerReader(formats, reading, beginsInReasoning: isOpen, beginning: beginning)
     if !reader.isPlain {
       let readsCalls = !reading.tools.isEmpty && reading.choice != .none
@@ -126,6 +130,20 @@ extension ServerState {
       }
     }
     return (tokens, reader)
+  }
+
+  /// Says how the chain of thought of a plain prompt's answer is marked, if its length is limited: the prompt's end tells
+  /// whether it opened one.
+  func markThoughts(
+    of prompt: ApusCore.Request.Prompt, _ parameters: inout SamplingParameters
+  ) throws(EngineError) {
+    guard parameters.thinkingBudget != nil, let reasoning = formats.reasoning else { return }
+    let text =
+      switch prompt {
+      case .text(let text): text
+      case .tokens(let tokens): try service.decode(tokens.suffix(32), skipSpecialTokens: false)
+      }
+    parameters.thinkingMarks = reasoning.marks(isOpen: reasoning.isOpen(atEndOf: text) ?? false, calls: nil)
   }
 
   /// Streams chat chunks: per choice one with the role, one per piece of reasoning, text or tool call, one with the reason
@@ -244,7 +262,11 @@ extension GrammarSpecification {
     switch self {
     case .jsonSchema(let schema, let options):
       guard let schema = try? JSONValue.parse(schema) else { return nil }
-      return ["type": "json_schema", "json_schema": schema, "strict": .bool(options.isStrict)]
+      var format = JSONObject([
+        ("type", "json_schema"), ("json_schema", schema), ("strict", .bool(options.isStrict)),
+      ])
+      if let whitespace = options.whitespace { format["whitespace"] = .string(whitespace.rawValue) }
+      return .object(format)
     case .jsonObject: return ["type": "json_schema", "json_schema": ["type": "object"]]
     case .regex(let pattern): return ["type": "regex", "pattern": .string(pattern)]
     case .ebnf(let grammar): return ["type": "grammar", "grammar": .string(grammar)]

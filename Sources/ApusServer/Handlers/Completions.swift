@@ -39,6 +39,8 @@ extension ServerState {
     }
     var requests: [ApusCore.Request] = []
     for prompt in body.prompts {
+      var parameters = parameters
+      try markThoughts(of: prompt, &parameters)
       for sample in 0..<candidates {
         requests.append(
           ApusCore.Request(

@@ -16,7 +16,9 @@ extension ServerState {
     for (index, prompt) in body.prompts.enumerated() {
       if case .tokens(let tokens) = prompt { try check(tokens: tokens, "input_ids") }
       var parameters = SamplingParameters()
+      if let budget = body.thinkingBudget, budget != -1 { parameters.thinkingBudget = budget }
       body.element(body.sampling, at: index)?.apply(to: &parameters)
+      try markThoughts(of: prompt, &parameters)
       try parameters.validate(vocabularySize: service.model.vocabularySize)
       let logprobs = body.logprobOptions(at: index)
       if let logprobs { try check(tokens: logprobs.tokenIDs, "token_ids_logprob") }

@@ -19,6 +19,8 @@ struct GenerateRequest {
   var returnsText = false
   var priority = 0
   var cacheSalt = ""
+  /// For all prompts whose `sampling_params` say nothing of it.
+  var thinkingBudget: Int?
   /// Samples per prompt.
   var count = 1
 
@@ -89,6 +91,9 @@ struct GenerateRequest {
     ) { (request, fields, reader, name) throws(JSONError) in
       request.cacheSalt = try fields.string(&reader, name) ?? ""
     },
+    .integer(
+      "max_thinking_tokens", to: \.thinkingBudget,
+      "The most tokens of the chain of thought, as `thinking_budget` of `sampling_params`; -1 sets no limit."),
     .refused(
       "input_embeds", "image_data", "video_data", "audio_data",
       because: "the model served here reads text only; leave the field out"),

@@ -11,7 +11,7 @@ struct MessagesRequest {
 
     static let fields = FieldTable<Thinking>([
       .string("type", to: \.type, "`enabled`, `adaptive` or `disabled`."),
-      .integer("budget_tokens", to: \.budgetTokens, "How many tokens the chain of thought should have at most."),
+      .integer("budget_tokens", to: \.budgetTokens, "How many tokens the chain of thought has at most."),
       .ignored("display", schema: ["type": "string"], "Ignored: the chain of thought is given as it is."),
     ])
   }
@@ -207,7 +207,10 @@ struct MessagesRequest {
       // Templates of models that can do without thinking read one of these.
       chat.templateVariables["enable_thinking"] = true
       chat.templateVariables["thinking"] = true
-      if let budget = thinking.budgetTokens { chat.templateVariables["thinking_budget"] = .int(Int64(budget)) }
+      if let budget = thinking.budgetTokens {
+        chat.templateVariables["thinking_budget"] = .int(Int64(budget))
+        chat.common.sampling.thinkingBudget = budget
+      }
     case "disabled":
       chat.templateVariables["enable_thinking"] = false
       chat.templateVariables["thinking"] = false

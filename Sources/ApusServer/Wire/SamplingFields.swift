@@ -23,6 +23,9 @@ struct SamplingFields {
   var spacesBetweenSpecialTokens: Bool?
   var noStopTrim: Bool?
   var count: Int?
+  /// -1 sets no limit.
+  var thinkingBudget: Int?
+  var jsonWhitespace: GrammarSpecification.Whitespace?
   var grammar: GrammarFields = .init()
 
   /// The members.
@@ -81,6 +84,37 @@ struct SamplingFields {
       "Whether special tokens are followed by the decoder's space."),
     .bool("no_stop_trim", to: \.noStopTrim, "Whether what ended the answer stays in the text."),
     .integer("n", to: \.count, "How many answers to give; in 1...128."),
+    Field(
+      "thinking_budget", "thinking_token_budget", "max_thinking_tokens", schema: ["type": "integer", "minimum": -1],
+      "The most tokens of the chain of thought, whose end is forced then; -1 sets no limit."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
+      let value = try fields.integer(&reader, name)
+      sampling.setThinkingBudget(value, name, &fields)
+    },
+    Field(
+      "custom_params",
+      schema: ["type": "object", "properties": ["thinking_budget": ["type": "integer", "minimum": -1]]],
+      "What clients of SGLang give its logit processors. `thinking_budget` is read, as the field of that name."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
+      _ = try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
+        if key == "thinking_budget" {
+          let value = try fields.integer(&reader, key)
+          sampling.setThinkingBudget(value, "\(name).\(key)", &fields)
+        } else {
+          try reader.skipValue()
+        }
+      }
+    },
+    Field(
+      "json_whitespace",
+      schema: ["enum": .array(GrammarSpecification.Whitespace.allCases.map { .string($0.rawValue) })],
+      "White space in JSON that a grammar describes: `fixed` (one space after each colon and comma), `compact` (none) or "
+        + "`flexible` (wherever JSON permits it). By default as the server was started."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
+      guard let text = try fields.string(&reader, name) else { return }
+      sampling.jsonWhitespace = .init(rawValue: text)
+      if sampling.jsonWhitespace == nil { fields.note(name, "must be fixed, compact or flexible") }
+    },
     grammar("json_schema", "guided_json", schema: [:], "A JSON Schema that the text must follow, or its text."),
     grammar("regex", "guided_regex", schema: ["type": "string"], "A pattern that the text must match."),
     grammar("ebnf", "guided_grammar", schema: ["type": "string"], "A grammar that the text must follow."),
@@ -138,7 +172,15 @@ struct SamplingFields {
     if let skipSpecialTokens { parameters.skipSpecialTokens = skipSpecialTokens }
     if let spacesBetweenSpecialTokens { parameters.spacesBetweenSpecialTokens = spacesBetweenSpecialTokens }
     if let noStopTrim { parameters.noStopTrim = noStopTrim }
+    if let thinkingBudget { parameters.thinkingBudget = thinkingBudget < 0 ? nil : thinkingBudget }
+    if let jsonWhitespace { parameters.jsonWhitespace = jsonWhitespace }
     if let grammar = grammar.specification { parameters.grammar = grammar }
+  }
+
+  private mutating func setThinkingBudget(_ value: Int?, _ name: String, _ fields: inout FieldReader) {
+    guard let value else { return }
+    if value < -1 { return fields.note(name, "must be at least -1 (no limit), got \(value)") }
+    thinkingBudget = value
   }
 
   /// The parameters of a request to the OpenAI API: the model's recommended values, then the client's.

@@ -1,0 +1,205 @@
+import Apus
+import ApusCore
+import ApusEngine
+import ApusTokenization
+import Foundation
+import Testing
+
+private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+  .appendingPathComponent("../../Models/apus-demo").standardizedFileURL.path
+
+@Suite("Thinking budget", .serialized) struct ThinkingBudgetTests {
+  // MARK: The matcher alone
+
+  /// Follows a text and says after how many tokens the end was forced, and what was forced.
+  private func follow(
+    _ text: String, budget: Int, _ marks: ThinkingMarks = ThinkingMarks(), tokenizer: Tokenizer
+  ) throws -> (after: Int?, forced: String, isFree: Bool) {
+    let matcher = ThinkingBudgetConstraint(
+      nil, budget: budget, marks: marks, tokenizer: tokenizer, vocabularySize: tokenizer.vocabularySize,
+      takesForced: true
+    ).makeTokenMatcher()
+    var count = 0
+    for token in try tokenizer.encode(text, addSpecialTokens: false) {
+      #expect(matcher.accept(token))
+      count += 1
+      let forced = matcher.takeForcedTokens()
+      if !forced.isEmpty {
+        return (count, try tokenizer.decode(forced, skipSpecialTokens: false), matcher.allowsEverything)
+      }
+    }
+    return (nil, "", matcher.allowsEverything)
+  }
+
+  @Test("Tokens are counted within the thought alone, and its end is written once")
+  func counting() throws {
+    let tokenizer = try Tokenizer.load(directory: model)
+    func count(_ text: String) throws -> Int { try tokenizer.encode(text, addSpecialTokens: false).count }
+    var open = ThinkingMarks()
+    open.isOpen = true
+
+    // Opened by the prompt.
+    let long = "one two three four five six seven eight nine ten eleven twelve"
+    var result = try follow(long, budget: 4, open, tokenizer: tokenizer)
+    #expect(result.after == 4 && result.forced == "\n</think>" && result.isFree)
+    // Opened by the output, after white space; the mark itself does not count.
+    let opening = try count("\n <think>")
+    result = try follow("\n <think>\(long)", budget: 4, tokenizer: tokenizer)
+    #expect(result.after == opening + 4 && result.forced == "\n</think>")
+    // A mark later in an answer opens nothing, unless the format says so.
+    result = try follow("An answer <think>\(long)", budget: 4, tokenizer: tokenizer)
+    #expect(result.after == nil && result.isFree)
+    var anywhere = ThinkingMarks()
+    anywhere.opensAnywhere = true
+    result = try follow("An answer <think>\(long)", budget: 4, anywhere, tokenizer: tokenizer)
+    #expect(try result.after == count("An answer <think>") + 4)
+    // Closed in time.
+    result = try follow("one two</think>\(long)", budget: 8, open, tokenizer: tokenizer)
+    #expect(result.after == nil && result.isFree)
+    // No line break where one stands.
+    result = try follow("one\n\ntwo\n", budget: try count("one\n\ntwo\n"), open, tokenizer: tokenizer)
+    #expect(result.forced == "</think>")
+    // A tool call ends the thought of some formats.
+    open.closes.append("<tool_call>")
+    result = try follow("one <tool_call>\(long)", budget: 8, open, tokenizer: tokenizer)
+    #expect(result.after == nil)
+  }
+
+  @Test("Of a mark that is half there the rest is forced, and a character is not cut")
+  func seams() throws {
+    let tokenizer = try Tokenizer.load(directory: model)
+    // A mark that is no token: fed in pieces as another spelling would have it.
+    let marks = ThinkingMarks(opens: [], closes: ["END OF THOUGHT"], isOpen: true)
+    let matcher = ThinkingBudgetConstraint(
+      nil, budget: 0, marks: marks, tokenizer: tokenizer, vocabularySize: tokenizer.vocabularySize, takesForced: true
+    ).makeTokenMatcher()
+    #expect(try tokenizer.decode(matcher.takeForcedTokens()) == "END OF THOUGHT")
+    for cut in 1..<14 {
+      let text = "Hm. " + "END OF THOUGHT".prefix(cut)
+      let tokens = try tokenizer.encode(text, addSpecialTokens: false)
+      let result = try follow(text, budget: tokens.count, marks, tokenizer: tokenizer)
+      #expect(text + result.forced == "Hm. END OF THOUGHT", "cut at \(cut)")
+    }
+    // Bytes of a character are tokens of their own where the vocabulary lacks it.
+    let text = "Hm 𓀀𓀁"
+    let tokens = try tokenizer.encode(text, addSpecialTokens: false)
+    for budget in 1...tokens.count {
+      let result = try follow(text, budget: budget, marks, tokenizer: tokenizer)
+      let after = try #require(result.after)
+      let bytes = tokens.prefix(after).flatMap { tokenizer.tokenBytes($0) }
+      #expect(String(validating: bytes, as: UTF8.self) != nil && after - budget < 4)
+    }
+  }
+
+  @Test("Masks leave the end alone where forced text is not taken")
+  func masks() throws {
+    let tokenizer = try Tokenizer.load(directory: model)
+    var open = ThinkingMarks()
+    open.isOpen = true
+    let matcher = ThinkingBudgetConstraint(
+      nil, budget: 0, marks: open, tokenizer: tokenizer, vocabularySize: tokenizer.vocabularySize, takesForced: false
+    ).makeTokenMatcher()
+    #expect(matcher.takeForcedTokens().isEmpty && !matcher.allowsEverything)
+    for token in try tokenizer.encode("</think>", addSpecialTokens: false) {
+      let mask = [UInt32](unsafeUninitializedCapacity: matcher.maskWordCount) { words, count in
+        matcher.fillMask(into: words.baseAddress!)
+        count = words.count
+      }
+      #expect(mask.map(\.nonzeroBitCount).reduce(0, +) == 1 && mask[Int(token >> 5)] >> UInt32(token & 31) & 1 == 1)
+      #expect(matcher.accept(token))
+    }
+    #expect(matcher.allowsEverything)
+  }
+
+  // MARK: In the engine
+
+  private func request(
+    _ seed: UInt64, budget: Int?, isOpen: Bool = true, grammar: GrammarSpecification? = nil, logprobs: Bool = false
+  ) -> Request {
+    var sampling = SamplingParameters()
+    sampling.seed = seed
+    sampling.maxNewTokens = 40
+    sampling.ignoreEOS = grammar == nil
+    sampling.thinkingBudget = budget
+    sampling.thinkingMarks.isOpen = isOpen
+    sampling.skipSpecialTokens = false
+    sampling.grammar = grammar
+    let prompt = "The numbers are one, two, three, four, one, two, three, four, one, two"
+    return Request(prompt: .text(prompt), sampling: sampling, logprobs: logprobs ? LogprobOptions() : nil)
+  }
+
+  @Test("The end comes after the budget; tokens are the same in every way of running, alone and among others")
+  func budgets() async throws {
+    var known: [UInt64: [TokenID]] = [:]
+    for (overlap, jumps, drafts) in [(true, true, 0), (false, true, 0), (true, false, 0), (true, true, 4)] {
+      var configuration = EngineConfiguration(modelPath: model)
+      configuration.enablesOverlap = overlap
+      configuration.enablesJumpForward = jumps
+      configuration.speculativeDraftTokens = drafts
+      configuration.maxTotalTokens = 4096
+      try await withEngine(configuration) { engine in
+        let budgets = [0, 1, 5, 17, nil]
+        let streams = try (0..<10).map { index in
+          try engine.generate(request(UInt64(index), budget: budgets[index % 5], logprobs: index == 7))
+        }
+        for (index, stream) in streams.enumerated() {
+          let result = try await stream.result()
+          let seed = UInt64(index)
+          if let tokens = known[seed] {
+            #expect(result.tokens == tokens, "seed \(seed), overlap \(overlap), jumps \(jumps), drafts \(drafts)")
+          } else {
+            let alone = try await engine.generate(request(seed, budget: budgets[index % 5])).result()
+            #expect(alone.tokens == result.tokens, "seed \(seed) alone")
+          }
+          known[seed] = result.tokens
+          #expect(result.tokens.count == 40)
+          if result.logprobs.count > 0 { #expect(result.logprobs.count == 40) }
+          guard let budget = budgets[index % 5] else { continue }
+          let rest = try engine.decode(Array(result.tokens.dropFirst(budget)), skipSpecialTokens: false)
+          let thought = try engine.decode(Array(result.tokens.prefix(budget)), skipSpecialTokens: false)
+          if thought.contains("</think>") { continue }
+          #expect(rest.hasPrefix("\n</think>") || rest.hasPrefix("</think>"), "seed \(seed): \(result.text)")
+        }
+      }
+    }
+  }
+
+  @Test("A grammar behind the thought goes on after the forced end, whoever opened the thought")
+  func grammars() async throws {
+    let thought = #"{"type": "tag", "begin": "BEGIN", "content": {"type": "any_text"}, "end": "</think>"}"#
+    let rest = #"{"type": "regex", "pattern": "\n?(yes|no), [0-9]{3}"}"#
+    for isOpen in [true, false] {
+      let begin = isOpen ? "" : "<think>"
+      let tag =
+        #"{"type": "structural_tag", "format": {"type": "sequence", "elements": ["#
+        + thought.replacing("BEGIN", with: begin) + "," + rest + "]}}"
+      var known: [UInt64: String] = [:]
+      for overlap in [true, false] {
+        var configuration = EngineConfiguration(modelPath: model)
+        configuration.enablesOverlap = overlap
+        configuration.maxTotalTokens = 4096
+        try await withEngine(configuration) { engine in
+          for seed in UInt64(0)..<4 {
+            let budget = 6
+            let result = try await engine.generate(
+              request(seed, budget: budget, isOpen: isOpen, grammar: .structuralTag(tag))
+            ).result()
+            if case .stop = result.finishReason {} else { Issue.record("\(result.finishReason): \(result.text)") }
+            #expect(result.text.hasPrefix(begin))
+            let parts = result.text.dropFirst(begin.count).split(
+              separator: "</think>", omittingEmptySubsequences: false)
+            #expect(parts.count == 2, "\(result.text)")
+            let answer = parts.last.map(String.init) ?? ""
+            #expect(answer.range(of: "^\n?(yes|no), [0-9]{3}$", options: .regularExpression) != nil, "\(result.text)")
+            // The opening mark, the budget, a line break and the closing mark, by tokens as they were drawn.
+            let marks = try engine.encode(begin + "\n</think>", addSpecialTokens: false).count
+            let head = try engine.decode(Array(result.tokens.prefix(marks + budget)), skipSpecialTokens: false)
+            #expect(head.contains("</think>"), "\(result.text)")
+            if let text = known[seed] { #expect(text == result.text) }
+            known[seed] = result.text
+          }
+        }
+      }
+    }
+  }
+}
