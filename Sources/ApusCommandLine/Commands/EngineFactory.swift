@@ -60,6 +60,8 @@ extension EngineOptions {
     configuration.enablesOverlap = !disableOverlapSchedule
     configuration.enablesJumpForward = !disableJumpForward
     configuration.speculativeDraftTokens = speculativeAlgorithm == nil ? 0 : speculativeNumDraftTokens ?? 8
+    configuration.expertRecorderMode = expertDistributionRecorderMode
+    configuration.expertRecorderBufferSize = expertDistributionRecorderBufferSize
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration
