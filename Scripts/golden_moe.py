@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the golden files of families whose experts stand behind a plain softmax router:
-Tests/ApusExecutionTests/Goldens/{mixtral,qwen2-moe,qwen3-moe,olmoe}*.json.
+"""Writes the golden files of families whose experts stand behind a softmax router:
+Tests/ApusExecutionTests/Goldens/{mixtral,qwen2-moe,qwen3-moe,olmoe,gpt-oss}*.json.
 
 As Scripts/golden_models.py and golden_deepseek.py, whose weights and search for clear margins it shares. transformers keeps
 Mixtral's block under another name than checkpoints do. Made with transformers 5.24.0, torch 2.15.0 (on the CPU). Make them
@@ -16,6 +16,7 @@ import sys
 import golden_deepseek
 import golden_models
 import torch
+import transformers
 from golden_models import OUTPUT, weight
 
 PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -34,6 +35,23 @@ def numbers(name: str, shape, seed: int, spread: float) -> torch.Tensor:
 
 IS_MIXTRAL = [False]
 golden_deepseek.numbers = numbers
+
+
+def build(config: dict, seed: int):
+    if config["model_type"] != "gpt_oss":
+        return golden_deepseek.build(config, seed)
+    # gpt-oss stores its experts as transformers has them.
+    loaded = transformers.AutoConfig.for_model(
+        config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
+    loaded._attn_implementation = loaded._experts_implementation = "eager"
+    model = getattr(transformers, config["architectures"][0])(loaded).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(numbers(name, parameter.shape, seed, config["initializer_range"]))
+    return model
+
+
+golden_models.build = build
 
 
 def base(architecture: str, model_type: str, **changes) -> dict:
@@ -60,6 +78,14 @@ def qwen3(**changes):
 
 def olmoe(**changes):
     return base("OlmoeForCausalLM", "olmoe", **{"num_experts": 8, "norm_topk_prob": False, "intermediate_size": 26, **changes})
+
+
+def gpt_oss(**changes):
+    return base(
+        "GptOssForCausalLM", "gpt_oss",
+        **{"head_dim": 12, "num_local_experts": 8, "intermediate_size": 26, "attention_bias": True, "sliding_window": 11,
+           "swiglu_limit": 0.6, "eos_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+           **changes})
 
 
 # name: (config, prompt length, served context length or None for the model's own)
@@ -93,6 +119,17 @@ MODELS = {
     "olmoe-normalised": (
         olmoe(norm_topk_prob=True, hidden_size=56, num_attention_heads=7, num_key_value_heads=7, num_hidden_layers=2,
               num_experts=12, num_experts_per_tok=8), 35, None),
+    "gpt-oss": (gpt_oss(), 40, None),
+    "gpt-oss-odd-sizes": (
+        gpt_oss(num_local_experts=7, num_experts_per_tok=3, hidden_size=50, num_attention_heads=5,
+                num_key_value_heads=1, head_dim=22, intermediate_size=19, vocab_size=101, num_hidden_layers=4,
+                layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"]), 45, None),
+    "gpt-oss-yarn": (
+        gpt_oss(num_attention_heads=6, num_key_value_heads=3, num_local_experts=5, num_experts_per_tok=4,
+                swiglu_limit=7.0,
+                rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "beta_fast": 32.0,
+                                 "beta_slow": 1.0, "original_max_position_embeddings": 64, "truncate": False}),
+        90, None),
 }
 
 

@@ -47,6 +47,9 @@ public protocol GenerationService: Sendable {
 
   /// What turns texts into vectors, if the model does that; `nil` by default.
   var embeddings: (any EmbeddingService)? { get }
+
+  /// What records the loads of experts, where that was asked for and the model has any; `nil` by default.
+  var expertLoads: (any ExpertLoadService)? { get }
 }
 
 /// A conversation to be rendered by a chat template. Values are as in the request's JSON, since templates read them so.

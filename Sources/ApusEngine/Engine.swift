@@ -23,6 +23,7 @@ public final class Engine: GenerationService {
   public let model: ModelInformation
   /// What start-up decided, one sentence a line: device, threads, formats, K/V size, limits.
   public let report: [String]
+  public let expertLoads: (any ExpertLoadService)?
 
   private let configuration: EngineConfiguration
   private let tokenizer: Tokenizer
@@ -39,6 +40,7 @@ public final class Engine: GenerationService {
     self.configuration = configuration
     self.tokenizer = tokenizer
     self.templates = templates
+    expertLoads = loaded.expertRecorder
     let description = loaded.description
     var eos = description.eosTokenIDs
     // The tokenizer's end-of-turn token ends a chat even where the model's configuration forgot it.
@@ -152,6 +154,14 @@ public final class Engine: GenerationService {
       case .int4: .codes(.int4)
       case .fp8: .codes(.float8)
       }
+    options.expertRecorderMode =
+      switch configuration.expertRecorderMode {
+      case nil: nil
+      case .stat: .stat
+      case .perPass: .perPass
+      case .perToken: .perToken
+      }
+    options.expertRecorderBufferSize = configuration.expertRecorderBufferSize
     options.kvDType =
       switch configuration.kvCacheDtype {
       case .auto: nil

@@ -53,6 +53,16 @@ public struct EngineConfiguration: Sendable {
     case standalone
   }
 
+  /// How much is kept of what experts tokens are sent to.
+  public enum ExpertRecorderMode: String, Sendable, CaseIterable {
+    /// Sums over all passes.
+    case stat
+    /// The counts of each pass.
+    case perPass = "per_pass"
+    /// Each token's experts.
+    case perToken = "per_token"
+  }
+
   /// Directory of the checkpoint.
   public var modelPath: String
   /// Directory or file of the tokenizer; `nil` takes the checkpoint's.
@@ -107,6 +117,10 @@ public struct EngineConfiguration: Sendable {
   public var enablesJumpForward = true
   /// White space in JSON that a grammar describes, where a request does not say.
   public var jsonWhitespace = GrammarSpecification.Whitespace.fixed
+  /// Makes a recorder of the loads of experts, which records when it is told to; `nil` for none.
+  public var expertRecorderMode: ExpertRecorderMode?
+  /// Passes that the recorder keeps one by one; older ones go.
+  public var expertRecorderBufferSize = 1000
   /// Compute threads; `nil` takes one per physical core.
   public var threads: Int?
   /// Seed of dummy weights and of requests that bring no seed; `nil` draws one.
@@ -130,6 +144,9 @@ public struct EngineConfiguration: Sendable {
     }
     if speculativeDraftTokens > 0, (speculativeAlgorithm == .standalone) != (speculativeDraftModelPath != nil) {
       throw refuse("A draft model belongs to the speculative algorithm standalone, and that needs one.")
+    }
+    if expertRecorderBufferSize < 1 || expertRecorderBufferSize > 1 << 20 {
+      throw refuse("The expert recorder must keep 1...1048576 passes, got \(expertRecorderBufferSize).")
     }
     if maxQueuedRequests < 0 {
       throw refuse("The number of queued requests must be at least 0, got \(maxQueuedRequests).")

@@ -24,6 +24,12 @@ public struct ModelOptions: Sendable {
   public var quantization = WeightQuantization.stored
   /// The format of the K/V cache; `nil` takes bfloat16, or float32 where the weights are float32.
   public var kvDType: DType?
+  /// Where the weights of experts lie and how rows reach them.
+  public var experts = ExpertOptions()
+  /// Makes a recorder of experts' loads; `nil` for none.
+  public var expertRecorderMode: ExpertLoadRecorder.Mode?
+  /// Passes that the recorder keeps one by one.
+  public var expertRecorderBufferSize = 1000
   /// The longest sequence; `nil` takes the model's own.
   public var contextLength: Int?
   /// The most tokens computed in one step.
@@ -95,6 +101,8 @@ public struct LoadedModel: Sendable {
   /// Computes steps on the caller's thread.
   public let steps: StepRunner
   public let description: ModelDescription
+  /// Counts which experts tokens are sent to; `nil` unless it was asked for.
+  public let expertRecorder: ExpertLoadRecorder?
 
   /// A runner with a thread of its own. Make one at most.
   public func makeRunner() -> ModelRunner { ModelRunner(steps) }
@@ -177,9 +185,19 @@ public enum ModelLoader {
     try require(
       options.memoryFraction > 0 && options.memoryFraction <= 1, "memory_fraction", "must be in (0, 1]")
 
+    if case .lowLatency(let capacity) = options.experts.dispatch {
+      try require(
+        capacity >= options.maxTokensPerStep, "max_tokens_per_step",
+        "may be at most \(capacity), the rows for which low-latency dispatch has room")
+    }
+    let recorder = try options.expertRecorderMode.map { mode throws(EngineError) in
+      try ExpertLoadRecorder(
+        configuration, location: options.experts.location, mode: mode, bufferSize: options.expertRecorderBufferSize)
+    }
+
     let model = try LanguageModel(
       configuration, store: store, backend: backend,
-      options: WeightOptions(dtype: options.dtype, quantization: options.quantization),
+      options: WeightOptions(dtype: options.dtype, quantization: options.quantization), experts: options.experts,
       contextLength: options.contextLength, progress: progress)
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
     let network = try draftNetwork(for: model, store: store, options: options, backend: backend)
@@ -209,6 +227,7 @@ public enum ModelLoader {
     } else if case .ngram(let capacity) = options.drafting {
       steps.drafter = NgramDrafter(capacity: capacity)
     }
+    steps.state.experts?.recorder = recorder
 
     let description = ModelDescription(
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
@@ -221,7 +240,7 @@ public enum ModelLoader {
       eosTokenIDs: generation.eosTokenIDs.isEmpty ? configuration.eosTokenIDs : generation.eosTokenIDs,
       bosTokenID: generation.bosTokenID ?? configuration.bosTokenID, samplingDefaults: generation.sampling,
       backend: backend.name)
-    return LoadedModel(steps: steps, description: description)
+    return LoadedModel(steps: steps, description: description, expertRecorder: recorder)
   }
 
   /// Loads what drafts tokens, if a model does.

@@ -36,6 +36,7 @@ public final class LanguageModel: Sendable {
   /// Loads a model's weights and builds its operations.
   ///
   /// - Parameters:
+  ///   - experts: where the weights of experts lie and how rows reach them.
   ///   - contextLength: the longest sequence served; `nil` for the model's own.
   ///   - groups: the ranks that split the heads and those that split the feed-forward layers.
   ///   - progress: called with bytes read so far and in all.
@@ -43,7 +44,8 @@ public final class LanguageModel: Sendable {
   ///   context length is impossible.
   public init(
     _ configuration: ModelConfiguration, store: any WeightStore, backend: any Backend,
-    options: WeightOptions = WeightOptions(), contextLength: Int? = nil, layout: ParallelLayout = .single,
+    options: WeightOptions = WeightOptions(), experts: ExpertOptions = ExpertOptions(), contextLength: Int? = nil,
+    layout: ParallelLayout = .single,
     attentionGroup: any ProcessGroup = SingleProcessGroup(), mlpGroup: any ProcessGroup = SingleProcessGroup(),
     progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) {
@@ -64,7 +66,7 @@ public final class LanguageModel: Sendable {
     }
     let width = (options.dtype ?? configuration.dtype ?? .float32).byteCount
     let loader = WeightLoader(
-      store: store, backend: backend, options: options, layout: layout,
+      store: store, backend: backend, options: options, layout: layout, experts: experts,
       sample: "model.layers.0.self_attn.o_proj.weight", expectedBytes: configuration.parameterCount * width,
       progress: progress)
 
@@ -120,7 +122,8 @@ public final class LanguageModel: Sendable {
       experts: configuration.experts.map {
         ExpertShape(
           expertCount: $0.expertCount, expertsPerToken: $0.expertsPerToken, intermediate: $0.intermediateSize,
-          hidden: configuration.hiddenSize)
+          hidden: configuration.hiddenSize, slotCount: experts.location?.slotCount ?? $0.expertCount,
+          slotCapacity: experts.dispatch.capacity)
       })
   }
 

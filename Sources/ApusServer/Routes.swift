@@ -64,6 +64,9 @@ extension ServerState {
       Route([.get], "/openapi.json", openAPI),
       Route([.get, .post], "/flush_cache", access: .admin, flushCache),
       Route([.post], "/abort_request", access: .admin, abortRequest),
+      Route([.get, .post], "/start_expert_distribution_record", access: .admin, startExpertRecord),
+      Route([.get, .post], "/stop_expert_distribution_record", access: .admin, stopExpertRecord),
+      Route([.get, .post], "/dump_expert_distribution_record", access: .admin, dumpExpertRecord),
     ] + statefulRoutes
   }
 

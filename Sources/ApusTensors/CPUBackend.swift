@@ -12,6 +12,8 @@ internal import Synchronization
 public final class CPUBackend: Backend {
   // Used only under the lock.
   nonisolated(unsafe) private let context: OpaquePointer
+  /// What products of many weights at once need. Used only under the lock.
+  nonisolated(unsafe) let groupContexts: OpaquePointer
   private let lock = Mutex<Void>(())
 
   /// Threads that compute, the caller included.
@@ -49,20 +51,30 @@ public final class CPUBackend: Backend {
     guard let created else {
       throw EngineError(.outOfMemory, "The CPU backend could not start \(count) threads; ask for fewer.")
     }
+    guard let groups = apus_groups_create(created) else {
+      apus_context_free(created)
+      throw EngineError(.outOfMemory, "The CPU backend has no memory for \(count) threads; ask for fewer.")
+    }
     context = created
+    groupContexts = groups
     self.threads = count
     instructionSet = level
     self.sharesPrefixes = sharesPrefixes
   }
 
-  deinit { apus_context_free(context) }
+  deinit {
+    apus_groups_free(groupContexts)
+    apus_context_free(context)
+  }
 
   public var name: String {
     "cpu (\(instructionSet.name), \(threads) \(threads == 1 ? "thread" : "threads"))"
   }
 
   /// Bytes of scratch memory that operators have made the backend keep.
-  public var scratchByteCount: Int { locked { Int(apus_context_scratch_bytes($0)) } }
+  public var scratchByteCount: Int {
+    locked { Int(apus_context_scratch_bytes($0) + apus_groups_scratch_bytes(groupContexts)) }
+  }
 
   func locked<Result>(_ body: (OpaquePointer) -> Result) -> Result {
     lock.withLock { _ in body(context) }

@@ -162,6 +162,34 @@ size_t apus_linear_bytes(const apus_linear *weight) {
   return weight->data_bytes + 2 * weight->scale_bytes + (weight->codes ? weight->codes->data_bytes : 0);
 }
 
+int64_t apus_linear_panels(const apus_linear *weight) {
+  return weight->codes ? weight->codes->panels : weight->panels;
+}
+
+void apus_linear_run_panels(
+    apus_context *context, const apus_linear *weight, int64_t first, int64_t last, const float *x, int64_t x_stride,
+    int64_t rows, const float *bias, float *out, int64_t out_stride) {
+  // A weight that is those panels.
+  apus_linear part = *weight;
+  apus_codes codes;
+  int64_t output = first * panel_outputs;
+  part.outputs = apus_min(weight->outputs, last * panel_outputs) - output;
+  part.panels = last - first;
+  if (weight->codes) {
+    codes = *weight->codes;
+    codes.outputs = part.outputs;
+    codes.panels = part.panels;
+    codes.data += first * codes.panel_bytes;
+    part.codes = &codes;
+  } else {
+    part.data += output * weight->units;
+    if (part.scales) part.scales += output;
+    if (part.sums) part.sums += output;
+  }
+  apus_linear_run(
+      context, &part, x, x_stride, rows, bias ? bias + output : NULL, out + output, out_stride);
+}
+
 typedef struct {
   pack_function *function;
   pack_arguments arguments;

@@ -138,19 +138,29 @@ struct BatchInvarianceTests {
     }
   }
 
+  /// Families whose states differ: K/V heads, experts behind a dispatcher, latents and experts in groups.
+  static let families: [String: [String: JSONValue]] = [
+    "dense": ["architectures": ["Qwen2ForCausalLM"]],
+    "experts": MixtureTests.mixture,
+    "latents": LatentModelTests.sparse,
+  ]
+
   /// Two half batches in turns, as two-batch overlap will run them, give what each gives alone.
-  @Test(arguments: [0, 1, 2])
-  func interleavedHalvesEqualStraightRuns(offset: Int) throws {
+  @Test(arguments: families.keys.sorted(), [0, 1, 2, 5])
+  func interleavedHalvesEqualStraightRuns(family: String, offset: Int) throws {
     let backend = testBackends.last!
-    let configuration = try ModelConfiguration(
-      json: [
-        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
-      ])
-    let model = try LanguageModel(configuration, store: DummyWeights(initializerRange: 0.2), backend: backend)
+    var config = JSONObject([
+      ("hidden_size", 32), ("intermediate_size", 40), ("num_hidden_layers", 3), ("num_attention_heads", 4),
+      ("num_key_value_heads", 2), ("vocab_size", 50), ("max_position_embeddings", 256),
+    ])
+    for (key, value) in Self.families[family]! { config[key] = value }
+    let configuration = try ModelConfiguration(json: .object(config))
+    let model = try LanguageModel(
+      configuration, store: DummyWeights(initializerRange: 0.2), backend: backend,
+      experts: ExpertOptions(dispatch: .auto(capacity: 9)))
     model.prepare(positions: 16)
     let pool = try KVPool(
-      layerCount: 3, pageCount: 2, kvHeads: 2, headDimension: 8, dtype: .float32, backend: backend)
+      layerCount: 3, pageCount: 2, layout: model.kvLayout, dtype: .float32, backend: backend)
     let states = try (0..<2).map { _ in
       try ForwardState(shape: model.activationShape, maxRows: 16, kvLayers: pool.layers, backend: backend)
     }
@@ -171,7 +181,19 @@ struct BatchInvarianceTests {
     }
     let straight = run { states in states.forEach { model.executor.run($0) } }
     let interleaved = run { states in model.executor.run(states[0], states[1], offset: offset) }
-    #expect(straight == interleaved)
+    let isEqual = straight == interleaved
+    #expect(isEqual)
+    // Timing changes nothing and covers every operation of both passes.
+    let profile = OperationProfile()
+    let timed = run { states in
+      states.forEach { $0.profile = profile }
+      model.executor.run(states[0], states[1], offset: offset)
+      states.forEach { $0.profile = nil }
+    }
+    #expect(timed == straight)
+    let times = profile.times
+    #expect(times["layers.0.attention"]?.count == 2 && times.values.allSatisfy { $0.count == 2 && $0.seconds >= 0 })
+    #expect(times.keys.contains("layers.2.dispatch_b") == (family != "dense"))
     #expect(straight[0].contains { $0 != 0 })
   }
 }

@@ -152,6 +152,12 @@ struct GGUFTests {
     builder.set("\(architecture).rope.freq_base", float: Float(configuration.rotary.theta))
     if let window = configuration.slidingWindows.first, window > 0 { set("attention.sliding_window", window) }
 
+    if let experts = configuration.experts {
+      set("expert_count", experts.expertCount)
+      set("expert_used_count", experts.expertsPerToken)
+      if architecture != "llama" { set("expert_feed_forward_length", experts.intermediateSize) }
+    }
+
     func add(_ name: String, _ own: String, _ shape: [Int], _ role: WeightRole, heads: Int = 0) throws {
       let source = try store.load(name, shape: shape, role: role)
       let width = shape.count == 1 ? 1 : shape[1]
@@ -184,9 +190,13 @@ struct GGUFTests {
         "self_attn.k_proj", "attn_k", keyValue, c.hiddenSize, bias: c.qkvBias, heads: permutes ? c.kvHeads : 0)
       try matrix("self_attn.v_proj", "attn_v", keyValue, c.hiddenSize, bias: c.qkvBias)
       try matrix("self_attn.o_proj", "attn_output", c.hiddenSize, query, bias: c.attentionOutputBias)
-      try matrix("mlp.gate_proj", "ffn_gate", c.intermediateSize, c.hiddenSize, bias: c.mlpBias)
-      try matrix("mlp.up_proj", "ffn_up", c.intermediateSize, c.hiddenSize, bias: c.mlpBias)
-      try matrix("mlp.down_proj", "ffn_down", c.hiddenSize, c.intermediateSize, bias: c.mlpBias)
+      if let experts = c.experts, experts.covers(layer: layer) {
+        try addExperts(experts, name + "." + experts.names.block, own, hidden: c.hiddenSize, store, &builder)
+      } else {
+        try matrix("mlp.gate_proj", "ffn_gate", c.intermediateSize, c.hiddenSize, bias: c.mlpBias)
+        try matrix("mlp.up_proj", "ffn_up", c.intermediateSize, c.hiddenSize, bias: c.mlpBias)
+        try matrix("mlp.down_proj", "ffn_down", c.hiddenSize, c.intermediateSize, bias: c.mlpBias)
+      }
       try add("\(name).input_layernorm.weight", "\(own).attn_norm.weight", [c.hiddenSize], .norm)
       try add("\(name).post_attention_layernorm.weight", "\(own).ffn_norm.weight", [c.hiddenSize], .norm)
       if c.queryKeyNorm {
@@ -195,6 +205,35 @@ struct GGUFTests {
       }
     }
     return builder
+  }
+
+  /// A layer's experts, all gates, ups and downs in one tensor each.
+  private static func addExperts(
+    _ experts: ExpertConfiguration, _ block: String, _ own: String, hidden: Int, _ store: DummyWeights,
+    _ builder: inout GGUFBuilder
+  ) throws {
+    func add(_ gguf: String, _ parts: [String], _ outputs: Int, _ inputs: Int, dimensions: [Int]) throws {
+      var data: [UInt8] = []
+      for part in parts {
+        let source = try store.load(block + part + ".weight", shape: [outputs, inputs], role: .matrix)
+        data += withExtendedLifetime(source.owner) {
+          Array(UnsafeRawBufferPointer(start: source.address, count: 4 * outputs * inputs))
+        }
+      }
+      builder.tensors.append(("\(own).\(gguf).weight", dimensions, 0, data))
+    }
+    let (count, width) = (experts.expertCount, experts.intermediateSize)
+    func each(_ part: String) -> [String] { (0..<count).map { "experts.\($0).\(part)" } }
+    try add("ffn_gate_inp", ["gate"], count, hidden, dimensions: [hidden, count])
+    try add("ffn_gate_exps", each(experts.names.gate), width, hidden, dimensions: [hidden, width, count])
+    try add("ffn_up_exps", each(experts.names.up), width, hidden, dimensions: [hidden, width, count])
+    try add("ffn_down_exps", each(experts.names.down), hidden, width, dimensions: [width, hidden, count])
+    let shared = experts.sharedIntermediateSize
+    guard shared > 0 else { return }
+    try add("ffn_gate_inp_shexp", ["shared_expert_gate"], 1, hidden, dimensions: [hidden])
+    try add("ffn_gate_shexp", ["shared_expert.gate_proj"], shared, hidden, dimensions: [hidden, shared])
+    try add("ffn_up_shexp", ["shared_expert.up_proj"], shared, hidden, dimensions: [hidden, shared])
+    try add("ffn_down_shexp", ["shared_expert.down_proj"], hidden, shared, dimensions: [shared, hidden])
   }
 
   static func config(_ changes: [(String, JSONValue)]) -> JSONObject {
@@ -239,6 +278,21 @@ struct GGUFTests {
       ("llama", [("architectures", ["MistralForCausalLM"]), ("sliding_window", 5)]),
       ("qwen2", [("architectures", ["Qwen2ForCausalLM"])]),
       ("qwen3", [("architectures", ["Qwen3ForCausalLM"]), ("head_dim", 16), ("tie_word_embeddings", true)]),
+      ("llama", [("architectures", ["MixtralForCausalLM"]), ("num_local_experts", 5), ("num_experts_per_tok", 2)]),
+      (
+        "qwen2moe",
+        [
+          ("architectures", ["Qwen2MoeForCausalLM"]), ("num_experts", 6), ("num_experts_per_tok", 3),
+          ("moe_intermediate_size", 20), ("shared_expert_intermediate_size", 24),
+        ]
+      ),
+      (
+        "qwen3moe",
+        [
+          ("architectures", ["Qwen3MoeForCausalLM"]), ("head_dim", 16), ("num_experts", 4), ("num_experts_per_tok", 2),
+          ("moe_intermediate_size", 12), ("norm_topk_prob", true), ("mlp_only_layers", [0]),
+        ]
+      ),
     ]
     let prompt: [TokenID] = [3, 60, 7, 7, 1, 42, 0, 13, 22, 9]
     for (number, (architecture, changes)) in cases.enumerated() {
@@ -378,7 +432,7 @@ struct GGUFTests {
     let cases: [(String, (inout GGUFBuilder) -> Void)] = [
       ("version 1", { $0.version = 1 }), ("big-endian", { $0.version = 3 << 24 }),
       ("architecture gemma9 is not", { $0.set("general.architecture", text: "gemma9") }),
-      ("8 experts", { $0.set("llama.expert_count", size: 8) }),
+      ("llama.expert_used_count", { $0.set("llama.expert_count", size: 8) }),
       ("llama.block_count", { $0.entries.removeAll { $0.key == "llama.block_count" } }),
       ("llama.logit_scale", { $0.set("llama.logit_scale", float: 2) }),
       ("attn_q_norm", { $0.tensors.append(("blk.0.attn_q_norm.weight", [8], 0, Array(repeating: 0, count: 32))) }),

@@ -7,6 +7,7 @@ import Synchronization
 /// end-of-sequence token. Chunks are made when they are read, one token each, so that transcripts are exact; a request
 /// can be told to hold its breath after some tokens until it is released or aborted.
 final class FakeService: GenerationService {
+  let expertLoads: (any ExpertLoadService)?
   static let words = ["Hello", ",", " world", "!", " \"quoted\"", "\n", "é", " 🐦"]
   static let answer = words.joined()
   static let firstWord: TokenID = 300
@@ -47,8 +48,9 @@ final class FakeService: GenerationService {
 
   init(
     _ behaviour: Behaviour = Behaviour(), defaults: SamplingDefaults = SamplingDefaults(), contextLength: Int = 4096,
-    chatTemplate: String = "", specialTokens: [String] = []
+    chatTemplate: String = "", specialTokens: [String] = [], expertLoads: (any ExpertLoadService)? = nil
   ) {
+    self.expertLoads = expertLoads
     state = Mutex(State(behaviour: behaviour))
     model = ModelInformation(
       name: "fake/model", path: "/models/fake", architecture: "FakeForCausalLM", parameterCount: 42,
@@ -357,4 +359,14 @@ private final class FakeSource: GenerationSource {
         ? [] : (0..<options.topCount).map { TokenLogprob(token: TokenID(97 + $0), logprob: -0.25 - Float($0)) },
       requested: logprob == nil ? [] : options.tokenIDs.map { TokenLogprob(token: $0, logprob: -2) })
   }
+}
+
+/// Loads of two experts.
+final class FakeExpertLoads: ExpertLoadService {
+  private let flag = Mutex(false)
+  var isRecording: Bool { flag.withLock { $0 } }
+  var balancedness: Double? { isRecording ? 0.5 : nil }
+  func start() { flag.withLock { $0 = true } }
+  func stop() { flag.withLock { $0 = false } }
+  func dump() -> JSONValue { ["logical_count": [[1, 3]]] }
 }

@@ -293,6 +293,32 @@ import Testing
     }
   }
 
+  @Test func recordsTheLoadsOfExperts() async throws {
+    let names = ["start", "stop", "dump"].map { "/\($0)_expert_distribution_record" }
+    try await withRoutes(FakeService(), configuration) { client in
+      for name in names {
+        let answer = try await client.send(.post, name, headers: headers)
+        #expect(answer.status == 400 && answer.text.contains("--expert-distribution-recorder-mode"))
+      }
+    }
+    try await withRoutes(FakeService(expertLoads: FakeExpertLoads()), configuration) { client in
+      for name in names {
+        #expect(try await client.send(.post, name).status == 401)
+      }
+      #expect(!(try await client.get("/metrics").text.contains("eplb_balancedness")))
+      for method in [HTTPRequest.Method.post, .get] {
+        let started = try await client.send(method, names[0], headers: headers)
+        #expect(started.status == 200 && started.json["is_recording"] == true)
+        #expect(
+          try await client.get("/metrics").text.contains("apus:eplb_balancedness{model_name=\"fake/model\"} 0.5\n"))
+        let stopped = try await client.send(method, names[1], headers: headers)
+        #expect(stopped.json["is_recording"] == false)
+        let dump = try await client.send(method, names[2], headers: headers)
+        #expect(dump.json["logical_count"] == [[1, 3]])
+      }
+    }
+  }
+
   @Test func abortsByPrefixAndAll() async throws {
     let service = FakeService(.init(holdAfter: 1))
     try await withRoutes(service, configuration) { client in

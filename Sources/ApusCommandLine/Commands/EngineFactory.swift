@@ -66,6 +66,8 @@ extension EngineOptions {
       configuration.speculativeDraftModelPath = try await locateModel(speculativeDraftModelPath, isQuiet: isQuiet).path
     }
     if let speculativeNgramCapacity { configuration.speculativeNgramCapacity = speculativeNgramCapacity }
+    configuration.expertRecorderMode = expertDistributionRecorderMode
+    configuration.expertRecorderBufferSize = expertDistributionRecorderBufferSize
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration

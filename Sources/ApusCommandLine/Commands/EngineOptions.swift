@@ -7,6 +7,7 @@ extension EngineConfiguration.ElementType: ExpressibleByArgument {}
 extension EngineConfiguration.CacheType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}
 extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
+extension EngineConfiguration.ExpertRecorderMode: ExpressibleByArgument {}
 extension SchedulingPolicy: ExpressibleByArgument {}
 extension GrammarSpecification.Whitespace: ExpressibleByArgument {}
 
@@ -146,6 +147,16 @@ struct EngineOptions: ParsableArguments {
       valueName: "policy"))
   var constrainedJsonWhitespace = standard.jsonWhitespace
 
+  @Option(
+    help: ArgumentHelp(
+      "Lets the loads of experts be recorded (POST /start_expert_distribution_record): stat sums over all passes, per_pass "
+        + "keeps the counts of each pass, per_token each token's experts.", valueName: "mode"))
+  var expertDistributionRecorderMode: EngineConfiguration.ExpertRecorderMode?
+
+  @Option(
+    help: ArgumentHelp("Passes that the recorder keeps in the modes per_pass and per_token.", valueName: "count"))
+  var expertDistributionRecorderBufferSize = standard.expertRecorderBufferSize
+
   @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
   var threads: Int?
 
@@ -169,6 +180,7 @@ struct EngineOptions: ParsableArguments {
     try atLeastOne(maxTotalTokens, "--max-total-tokens")
     try atLeastOne(threads, "--threads")
     try validateSpeculation()
+    try atLeastOne(expertDistributionRecorderBufferSize, "--expert-distribution-recorder-buffer-size")
     if maxQueuedRequests < 0 {
       throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
     }

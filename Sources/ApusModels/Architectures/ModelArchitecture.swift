@@ -26,10 +26,13 @@ struct ModelArchitecture: Sendable {
   var rotatedShare = 1.0
   /// Whether norms of q and k span all heads instead of one.
   var queryKeyNormSpansHeads = false
+  /// Whether each query head has a logit of its own, `self_attn.sinks`, that competes with the positions.
+  var hasSinks = false
 
   /// All families.
   static let all = [
     llama, mistral, mixtral, qwen2, qwen2MoE, qwen3, qwen3MoE, olmoE, deepSeekV2, deepSeekV3, kimiK2, glm4MoE,
+    gptOSS,
   ]
 
   /// The family that a configuration names.
@@ -57,9 +60,19 @@ struct ModelArchitecture: Sendable {
     let window =
       try fields.flag("use_sliding_window") ?? false
       ? try fields.optionalSize("sliding_window", limit: 1 << 30) ?? 4096 : 0
-    guard let types = fields.value("layer_types")?.arrayValue else {
+    guard fields.value("layer_types")?.arrayValue != nil else {
       let firstWindowed = fields.value("max_window_layers")?.intValue ?? 28
       return (0..<layerCount).map { $0 >= firstWindowed ? window : 0 }
+    }
+    return try windows(ofTypes: fields, layerCount, window: window)
+  }
+
+  /// The windows that `layer_types` says.
+  static func windows(
+    ofTypes fields: ConfigurationFields, _ layerCount: Int, window: Int
+  ) throws(EngineError) -> [Int] {
+    guard let types = fields.value("layer_types")?.arrayValue else {
+      throw fields.invalid("layer_types must be an array of names")
     }
     guard types.count == layerCount else {
       throw fields.invalid("layer_types names \(types.count) layers, but num_hidden_layers is \(layerCount)")

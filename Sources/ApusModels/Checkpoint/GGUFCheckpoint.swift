@@ -35,9 +35,9 @@ public final class GGUFCheckpoint: WeightStore {
     let metadata = GGUFMetadata(files)
     configuration = try metadata.configuration()
     generation = try metadata.generation(vocabularySize: configuration.vocabularySize)
-    let names = try metadata.weightNames(layerCount: configuration.layerCount)
+    let names = try metadata.weightNames(layerCount: configuration.layerCount, experts: configuration.experts)
     var byteCount = 0
-    for name in names.values {
+    for name in Set(names.values) {
       guard let tensor = files.tensor(name)?.tensor else { continue }
       guard let type = GGUFWeightType(rawValue: tensor.typeID) else {
         throw EngineError(
@@ -82,11 +82,14 @@ public final class GGUFCheckpoint: WeightStore {
       throw EngineError(
         .invalidCheckpoint, "\(origin): the tensor for \(name) is missing; expected one of shape \(shape).")
     }
-    guard tensor.dimensions.reversed() == shape else {
+    let expert = expert(of: name, in: own)
+    // A matrix with one output may be stored as a vector.
+    let isVector = shape.count == 2 && shape[0] == 1 && tensor.dimensions == [shape[1]]
+    guard tensor.dimensions.reversed() == stored(shape, expert) || isVector else {
       throw EngineError(
         .invalidCheckpoint,
         "\(file.path): tensor \(own) has dimensions \(tensor.dimensions), but the metadata asks for "
-          + "\(Array(shape.reversed())).")
+          + "\(Array(stored(shape, expert).reversed())).")
     }
     let rows = shape.count == 1 ? 1 : shape[0]
     let columns = shape.last!
@@ -103,15 +106,16 @@ public final class GGUFCheckpoint: WeightStore {
         .unsupported,
         "\(file.path): tensor \(own) is a vector of type \(tensor.typeName); F32, F16 and BF16 can be read.")
     }
+    let address = bytes.baseAddress! + (expert ?? 0) * rows * (columns / type.blockLength * type.blockBytes)
     if let dense, heads == 0 {
-      return WeightSource(address: bytes.baseAddress!, dtype: dense, rows: rows, columns: columns, owner: file)
+      return WeightSource(address: address, dtype: dense, rows: rows, columns: columns, owner: file)
     }
     let target = dense ?? (name == "model.embed_tokens.weight" ? tableType : .float32)
     let memory = try CPUBackend.hostMemory(byteCount: rows * columns * target.byteCount)
     // A bias is a column of as many rows as it has numbers.
     let (units, width) = shape.count == 1 && heads > 0 ? (columns, 1) : (rows, columns)
     let copy = RowCopy(
-      source: bytes.baseAddress!, type: type, target: memory.address, targetType: target, rows: units, columns: width,
+      source: address, type: type, target: memory.address, targetType: target, rows: units, columns: width,
       headLength: heads > 0 ? units / heads : 0)
     let rowsPerChunk = max(1, (1 << 16) / width)
     let chunks = (units + rowsPerChunk - 1) / rowsPerChunk
@@ -127,14 +131,17 @@ public final class GGUFCheckpoint: WeightStore {
   /// A matrix with the file's own blocks taken apart; `nil` for one of plain numbers.
   public func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource? {
     guard shape.count == 2, let own = names[name], let (tensor, file) = files.tensor(own),
-      let bytes = files.bytes(own), let type = GGUFWeightType(rawValue: tensor.typeID), let layout = type.codeLayout,
-      tensor.dimensions.reversed() == shape
+      let bytes = files.bytes(own), let type = GGUFWeightType(rawValue: tensor.typeID), let layout = type.codeLayout
     else { return nil }
+    let expert = expert(of: name, in: own)
+    guard tensor.dimensions.reversed() == stored(shape, expert) else { return nil }
     let heads = rotatedHeads(name)
+    let byteCount = shape[0] * (shape[1] / type.blockLength * type.blockBytes)
     let copy = RowCopy(
-      source: bytes.baseAddress!, type: type, target: UnsafeMutableRawPointer(mutating: bytes.baseAddress!),
-      targetType: .float32, rows: shape[0], columns: shape[1], headLength: heads > 0 ? shape[0] / heads : 0)
-    return QuantizedSource(layout: layout, rows: shape[0], columns: shape[1], storedBytes: bytes.count) {
+      source: bytes.baseAddress! + (expert ?? 0) * byteCount, type: type,
+      target: UnsafeMutableRawPointer(mutating: bytes.baseAddress!), targetType: .float32, rows: shape[0],
+      columns: shape[1], headLength: heads > 0 ? shape[0] / heads : 0)
+    return QuantizedSource(layout: layout, rows: shape[0], columns: shape[1], storedBytes: byteCount) {
       copy.unpack($0, layout: layout, into: $1)
       withExtendedLifetime(file) {}
     }
@@ -156,6 +163,18 @@ public final class GGUFCheckpoint: WeightStore {
         to: target)
       withExtendedLifetime(file) {}
     }
+  }
+
+  /// The number of a weight's expert within a tensor that holds all experts of a layer; `nil` for other tensors.
+  private func expert(of name: String, in own: String) -> Int? {
+    guard own.hasSuffix("_exps.weight") else { return nil }
+    let parts = name.split(separator: ".")
+    return parts.firstIndex(of: "experts").flatMap { Int(parts[$0 + 1]) }
+  }
+
+  /// The shape of the tensor that holds a weight.
+  private func stored(_ shape: [Int], _ expert: Int?) -> [Int] {
+    expert == nil ? shape : [configuration.experts?.expertCount ?? 0] + shape
   }
 
   /// The number of heads whose rows were reordered, or 0.

@@ -29,6 +29,16 @@ public protocol WeightStore: Sendable {
   /// rounded to int8 per token: the engine's own int8 format. `nil` for a weight that is stored otherwise.
   /// - Throws: as `load`.
   func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource?
+  /// A tensor of unsigned bytes; `nil` if there is none of that name and type.
+  /// - Throws: `invalidCheckpoint` if it has another shape.
+  func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes?
+}
+
+/// Bytes in a checkpoint.
+public struct StoredBytes: @unchecked Sendable {
+  // Unchecked: the memory is a read-only mapping that `owner` keeps alive.
+  public var address: UnsafeRawPointer
+  public var owner: AnyObject
 }
 
 extension WeightStore {
@@ -37,6 +47,7 @@ extension WeightStore {
     _ name: String, shape: [Int]
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? { nil }
   public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
+  public func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes? { nil }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that
@@ -125,6 +136,16 @@ public final class SafetensorsCheckpoint: WeightStore {
   func entry(_ name: String) -> (file: SafetensorsFile, entry: SafetensorsFile.Entry)? {
     guard let location = locations[name], let entry = files[location].entries[name] else { return nil }
     return (files[location], entry)
+  }
+
+  public func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes? {
+    guard let (file, entry) = entry(name), entry.typeName == "U8" else { return nil }
+    guard entry.shape == shape else {
+      throw EngineError(
+        .invalidCheckpoint,
+        "\(file.file.path): tensor \(name) has shape \(entry.shape), but config.json asks for \(shape).")
+    }
+    return StoredBytes(address: file.bytes(of: entry).baseAddress!, owner: file)
   }
 
   public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {

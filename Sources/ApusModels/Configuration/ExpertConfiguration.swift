@@ -1,4 +1,5 @@
 public import ApusCore
+public import ApusTensors
 
 /// Feed-forward layers that are mixtures of experts, and how a token chooses among them.
 ///
@@ -9,7 +10,19 @@ public import ApusCore
 /// Mixtral, Qwen and OLMoE have a subset of it: softmax over all experts, one group, no correction.
 public struct ExpertConfiguration: Sendable, Equatable {
   /// How router logits become scores.
-  public enum Score: Sendable { case softmax, sigmoid }
+  public enum Score: Sendable {
+    case softmax, sigmoid
+    /// The logits choose, and the weights are the softmax of those that are chosen.
+    case softmaxOfChosen
+  }
+
+  /// How experts' matrices are stored.
+  public enum Storage: Sendable {
+    /// As linear layers are, one by one or stacked.
+    case outputsByInputs
+    /// Stacked and turned, with gate and up in turns: gpt-oss.
+    case inputsByOutputs
+  }
 
   public var expertCount: Int
   /// Experts that a token is sent to.
@@ -40,6 +53,26 @@ public struct ExpertConfiguration: Sendable, Equatable {
   public var hasSharedGate = false
   /// What the weights are called.
   public var names = ExpertNames()
+
+  /// Whether the router and the experts' matrices have biases.
+  public var hasBiases = false
+  /// How checkpoints store the experts' matrices.
+  public var storage = Storage.outputsByInputs
+  /// What joins the halves of an expert's first products.
+  public var activation = GatedActivation.silu
+
+  /// The choice of experts alone.
+  public var routing: ExpertRouting {
+    let kernelScore: ExpertRouting.Score =
+      switch score {
+      case .softmax: .softmax
+      case .sigmoid: .sigmoid
+      case .softmaxOfChosen: .softmaxOfChosen
+      }
+    return ExpertRouting(
+      expertCount: expertCount, expertsPerToken: expertsPerToken, score: kernelScore, groupCount: groupCount,
+      groupsPerToken: groupsPerToken, expertsInGroupScore: expertsInGroupScore, normalizes: normalizes, scale: scale)
+  }
 
   /// Whether a layer has experts.
   public func covers(layer: Int) -> Bool {

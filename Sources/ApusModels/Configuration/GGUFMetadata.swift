@@ -61,13 +61,40 @@ struct GGUFMetadata {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
   ]
 
+  /// Those of architectures whose files hold mixtures of experts.
+  static let expertClasses = [
+    "llama": "MixtralForCausalLM", "qwen2moe": "Qwen2MoeForCausalLM", "qwen3moe": "Qwen3MoeForCausalLM",
+  ]
+
+  private var expertCount: Int { entry("expert_count")?.intValue ?? 0 }
+
+  /// The fields of a mixture of experts.
+  private func addExperts(to config: inout JSONObject) throws(EngineError) {
+    config["num_experts"] = .int(Int64(expertCount))
+    config["num_experts_per_tok"] = .int(Int64(try requiredSize("expert_used_count")))
+    if let width = try size("expert_feed_forward_length") { config["moe_intermediate_size"] = .int(Int64(width)) }
+    if config["moe_intermediate_size"] == nil { config["moe_intermediate_size"] = config["intermediate_size"] }
+    config["norm_topk_prob"] = .bool(architecture != "qwen2moe")
+    // Layers without experts have ordinary tensors instead.
+    let layers = try requiredSize("block_count")
+    config["mlp_only_layers"] = .array(
+      (0..<layers).filter { files.tensor("blk.\($0).ffn_gate_exps.weight") == nil }.map { .int(Int64($0)) })
+    guard architecture == "qwen2moe" else { return }
+    let shared = files.tensor("blk.0.ffn_gate_shexp.weight")?.tensor.dimensions.last
+    if let width = try size("expert_shared_feed_forward_length") ?? shared {
+      config["shared_expert_intermediate_size"] = .int(Int64(width))
+    }
+  }
+
   /// The model's configuration.
   func configuration() throws(EngineError) -> ModelConfiguration {
     guard !architecture.isEmpty else { throw invalid("the metadata has no general.architecture") }
-    guard var className = Self.classes[architecture] else {
+    let hasExperts = expertCount > 0
+    guard var className = hasExperts ? Self.expertClasses[architecture] : Self.classes[architecture] else {
+      let known = hasExperts ? Self.expertClasses : Self.classes
       throw unsupported(
-        "the architecture \(architecture) is not implemented; these are: \(Self.classes.keys.sorted().joined(separator: ", "))"
-      )
+        "the architecture \(architecture)\(hasExperts ? " with \(expertCount) experts" : "") is not implemented; these "
+          + "are: \(known.keys.sorted().joined(separator: ", "))")
     }
     try refuseUnknown()
     guard let table = files.tensor("token_embd.weight")?.tensor, table.dimensions.count == 2 else {
@@ -107,12 +134,13 @@ struct GGUFMetadata {
       ("partial_rotary_factor", .double(Double(rotated) / Double(headLength))),
       ("tie_word_embeddings", .bool(files.tensor("output.weight") == nil)),
     ])
+    if hasExperts { try addExperts(to: &config) }
     if let window = try size("attention.sliding_window"), window < contextLength {
       guard architecture == "llama" else {
         throw unsupported("\(architecture).attention.sliding_window is not implemented for \(architecture)")
       }
       // The class differs from Llama's in the window alone.
-      className = "MistralForCausalLM"
+      if !hasExperts { className = "MistralForCausalLM" }
       config["sliding_window"] = .int(Int64(window))
     }
     config["architectures"] = [.string(className)]
@@ -124,7 +152,7 @@ struct GGUFMetadata {
     func has(_ names: String...) -> Bool { names.allSatisfy { files.tensor("blk.0.\($0).bias") != nil } }
     result.qkvBias = has("attn_q", "attn_k", "attn_v")
     result.attentionOutputBias = has("attn_output")
-    result.mlpBias = has("ffn_gate", "ffn_up", "ffn_down")
+    result.mlpBias = !hasExperts && has("ffn_gate", "ffn_up", "ffn_down")
     if let factors = try rotationFactors(count: rotated / 2) {
       guard result.rotary.scaling == .none else {
         throw unsupported("rope_freqs.weight together with \(architecture).rope.scaling is not implemented")
@@ -137,13 +165,10 @@ struct GGUFMetadata {
 
   /// Settings that change what a model computes and that nothing here implements.
   private func refuseUnknown() throws(EngineError) {
-    if let experts = entry("expert_count")?.intValue, experts > 0 {
-      throw unsupported("a mixture of \(experts) experts is not implemented in GGUF files")
-    }
     for (key, neutral) in [
       ("logit_scale", 1.0), ("embedding_scale", 1), ("residual_scale", 1), ("attn_logit_softcapping", 0),
       ("final_logit_softcapping", 0), ("attention.clamp_kqv", 0), ("attention.max_alibi_bias", 0),
-      ("attention.scale", 0),
+      ("attention.scale", 0), ("expert_weights_scale", 1),
     ] {
       if let value = try number(key), value != neutral, value != 0 {
         throw unsupported("\(architecture).\(key) of \(value) is not implemented")
@@ -276,17 +301,39 @@ struct GGUFMetadata {
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
   ]
 
-  /// The GGUF name of each weight by its Hugging Face name.
+  /// Names within a layer with experts, behind the block's module. The first three hold all experts of the layer.
+  private static func expertNames(_ names: ExpertNames) -> [String: String] {
+    [
+      "ffn_gate_exps": names.gate, "ffn_up_exps": names.up, "ffn_down_exps": names.down, "ffn_gate_inp": names.router,
+      "ffn_gate_shexp": names.shared + "gate_proj", "ffn_up_shexp": names.shared + "up_proj",
+      "ffn_down_shexp": names.shared + "down_proj", "ffn_gate_inp_shexp": names.shared.dropLast() + "_gate",
+    ]
+  }
+
+  /// The GGUF name of each weight by its Hugging Face name. A tensor that holds all experts of a layer has as many names.
   /// - Throws: `unsupported` if there is a tensor that the model's class does not use: leaving it out would change results.
-  func weightNames(layerCount: Int) throws(EngineError) -> [String: String] {
+  func weightNames(layerCount: Int, experts: ExpertConfiguration?) throws(EngineError) -> [String: String] {
     var names: [String: String] = [:]
+    let expertNames = experts.map { Self.expertNames($0.names) } ?? [:]
     for tensor in files.tensors where tensor.name != "rope_freqs.weight" {
+      let parts = tensor.name.split(separator: ".")
+      if let experts, parts.count == 4, parts[0] == "blk", parts[3] == "weight", let layer = Int(parts[1]),
+        (0..<layerCount).contains(layer), let inner = expertNames[String(parts[2])]
+      {
+        let block = "model.layers.\(layer).\(experts.names.block)"
+        if parts[2].hasSuffix("_exps") {
+          for expert in 0..<experts.expertCount { names["\(block)experts.\(expert).\(inner).weight"] = tensor.name }
+        } else {
+          names["\(block)\(inner).weight"] = tensor.name
+        }
+        continue
+      }
       guard let name = Self.weightName(tensor.name, layerCount: layerCount) else {
         throw unsupported(
           "tensor \(tensor.name) has no place in the architecture \(architecture) with \(layerCount) layers")
       }
       // Only Qwen3 normalises q and k.
-      if architecture != "qwen3", tensor.name.contains("_q_norm") || tensor.name.contains("_k_norm") {
+      if !architecture.hasPrefix("qwen3"), tensor.name.contains("_q_norm") || tensor.name.contains("_k_norm") {
         throw unsupported("tensor \(tensor.name) has no place in the architecture \(architecture)")
       }
       names[name] = tensor.name
@@ -299,7 +346,7 @@ struct GGUFMetadata {
       let count = (0..<layerCount).reduce(0) { count, layer in
         count + kinds.count { files.tensor("blk.\(layer).\($0).bias") != nil }
       }
-      guard count == 0 || count == layerCount * kinds.count else {
+      guard count == 0 || count == layerCount * kinds.count && !(expertCount > 0 && kinds[0] == "ffn_gate") else {
         throw unsupported("only some of \(what) projections have biases")
       }
     }

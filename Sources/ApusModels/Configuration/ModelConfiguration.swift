@@ -33,6 +33,8 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var queryKeyNorm: Bool
   /// Whether those norms span all heads of q, and all of k, instead of one.
   public var queryKeyNormSpansHeads = false
+  /// Whether each query head has an attention sink.
+  public var hasSinks = false
   /// For each layer the number of positions a token attends to, itself among them; 0 for all.
   public var slidingWindows: [Int]
   /// The sizes of multi-head latent attention; `nil` where layers have K/V heads. `kvHeads` is `queryHeads` with it, and
@@ -90,6 +92,7 @@ public struct ModelConfiguration: Sendable, Equatable {
         latentAttention.map { ($0.queryRank ?? 0) + $0.cacheDimension } ?? (queryHeads + 2 * kvHeads) * headDimension
     }
     if attentionOutputBias { layer += hiddenSize }
+    if hasSinks { layer += queryHeads }
     if queryKeyNorm { layer += headDimension * (queryKeyNormSpansHeads ? queryHeads + kvHeads : 2) }
     var dense = 3 * hiddenSize * intermediateSize
     if mlpBias { dense += 2 * intermediateSize + hiddenSize }
@@ -98,6 +101,7 @@ public struct ModelConfiguration: Sendable, Equatable {
       let sparse =
         experts.expertCount * (hiddenSize + (experts.hasCorrection ? 1 : 0) + 3 * hiddenSize * experts.intermediateSize)
         + 3 * hiddenSize * experts.sharedIntermediateSize + (experts.hasSharedGate ? hiddenSize : 0)
+        + (experts.hasBiases ? experts.expertCount * (1 + 2 * experts.intermediateSize + hiddenSize) : 0)
       for index in 0..<layerCount where experts.covers(layer: index) { feedForward += sparse - dense }
     }
     return layer * layerCount + feedForward + hiddenSize + vocabularySize * hiddenSize * (tiedEmbeddings ? 1 : 2)
@@ -175,13 +179,18 @@ extension ModelConfiguration {
     mlpBias = try architecture.mlpBias(fields)
     queryKeyNorm = try architecture.queryKeyNorm(fields)
     queryKeyNormSpansHeads = architecture.queryKeyNormSpansHeads
+    hasSinks = architecture.hasSinks
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(
       fields, headDimension: latentAttention?.rotaryDimension ?? headDimension,
       maxPositionEmbeddings: maxPositionEmbeddings, rotatedShare: architecture.rotatedShare)
     dtype = try Self.dtype(fields)
-    quantization = try QuantizationConfiguration(fields)
+    // MXFP4 concerns the experts alone, whose tensors say how they are stored.
+    let isMXFP4 =
+      experts?.storage == .inputsByOutputs
+      && fields.value("quantization_config")?["quant_method"]?.stringValue == "mxfp4"
+    quantization = isMXFP4 ? nil : try QuantizationConfiguration(fields)
     eosTokenIDs = try fields.tokens("eos_token_id", vocabularySize: vocabularySize)
     bosTokenID = try fields.tokens("bos_token_id", vocabularySize: vocabularySize).first
     initializerRange = Float(try fields.number("initializer_range") ?? 0.02)

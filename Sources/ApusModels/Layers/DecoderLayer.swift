@@ -41,7 +41,7 @@ struct DecoderLayer {
     feedForward =
       if let experts = configuration.experts, experts.covers(layer: index) {
         try SparseFeedForward(
-          path: prefix + experts.names.block, name: name, configuration: configuration, sizes: experts,
+          layer: index, path: prefix + experts.names.block, name: name, configuration: configuration, sizes: experts,
           loader: loader)
       } else {
         try DenseFeedForward(

@@ -65,6 +65,8 @@ public final class ForwardState: @unchecked Sendable {
 
   /// Where layers have experts, what those need.
   public let experts: ExpertActivations?
+  /// Measures the operations; `nil` for none.
+  public var profile: OperationProfile?
 
   private let arena: [Tensor]
   private let latentArena: LatentActivations?
@@ -108,6 +110,7 @@ public final class ForwardState: @unchecked Sendable {
     precondition(batch.rowCount >= 1 && batch.rowCount <= maxRows, "A pass of \(batch.rowCount) rows does not fit.")
     let rows = batch.rowCount
     self.batch = batch
+    experts?.recorder?.begin(batch)
     residual = arena[0].prefix(rows: rows)
     normed = arena[1].prefix(rows: rows)
     delta = arena[2].prefix(rows: rows)

@@ -64,7 +64,12 @@ struct GroupedQueryAttention: AttentionBlock {
     shape = AttentionShape(
       queryHeads: configuration.queryHeads / headRanks, kvHeads: configuration.kvHeads / headRanks,
       headDimension: dimension, scale: 1 / Float(dimension).squareRoot(),
-      slidingWindow: configuration.slidingWindows[index])
+      slidingWindow: configuration.slidingWindows[index],
+      sinks: configuration.hasSinks
+        ? try loader.vector(attention + "sinks", count: configuration.queryHeads)
+          .columns(
+            headRank * (configuration.queryHeads / headRanks)..<(headRank + 1) * (configuration.queryHeads / headRanks))
+        : nil)
   }
 
   func operations(backend: any Backend) -> [Operation] {

@@ -1,3 +1,5 @@
+import Synchronization
+
 /// A named step of a model. Layers are lists of operations, built once when the model is loaded.
 ///
 /// A `yield` marks a place where another batch may run: right after something was submitted that takes time without
@@ -54,6 +56,40 @@ public struct OperationExecutor: Sendable {
   }
 
   private func run(_ stage: Range<Int>, _ state: ForwardState) {
-    for index in stage { operations[index].body!(state) }
+    guard let profile = state.profile else {
+      for index in stage { operations[index].body!(state) }
+      return
+    }
+    for index in stage {
+      let begin = ContinuousClock.now
+      operations[index].body!(state)
+      profile.add(operations[index].name, begin.duration(to: .now))
+    }
+  }
+}
+
+/// How long each operation took, summed over passes. States that have one are timed; the others pay for one comparison per
+/// stage.
+public final class OperationProfile: Sendable {
+  /// The passes of an operation and the time in them.
+  public struct Time: Sendable, Equatable {
+    public var count = 0
+    public var seconds = 0.0
+  }
+
+  private let storage = Mutex<[String: Time]>([:])
+
+  /// Starts at nothing.
+  public init() {}
+
+  /// What was measured so far, by the operations' names.
+  public var times: [String: Time] { storage.withLock { $0 } }
+
+  func add(_ name: String, _ duration: Duration) {
+    let (seconds, attoseconds) = duration.components
+    storage.withLock {
+      $0[name, default: Time()].count += 1
+      $0[name, default: Time()].seconds += Double(seconds) + Double(attoseconds) * 1e-18
+    }
   }
 }

@@ -1,57 +1,65 @@
 import ApusCommunication
 import ApusCore
 import ApusTensors
-import Glibc
 
 /// A mixture of experts: each token passes through a few of them, chosen by a router, and through the shared ones.
 ///
-/// Rows that chose an expert are gathered and computed together; a row's sum adds its experts in the order of their
-/// numbers, then the shared ones. Both are functions of the row alone, so company changes no bit.
+///     router, dispatch_a | yield | dispatch_b, experts, combine_a | yield | shared experts, combine_b
+///
+/// Rows that chose an expert are computed together; a row's sum adds its experts in the order of their numbers, then the
+/// shared ones. Both are functions of the row alone, so company changes no bit.
 struct SparseFeedForward: FeedForwardBlock {
   private let name: String
+  private let layer: Int
   /// [experts, hidden] in float32, whatever the model's type: a rounded logit would send tokens to other experts.
   private let router: any LinearWeight
+  private let routerBias: Tensor?
   /// float32 [1, experts].
   private let correction: Tensor?
-  private let experts: [DenseFeedForward]
+  /// [slots]: the first products of each slot's expert, gate and up side by side, and the second ones.
+  private let gateUp: any GroupedLinearWeight
+  private let down: any GroupedLinearWeight
   private let shared: DenseFeedForward?
   /// [1, hidden] in float32: a token's logit for the shared experts.
   private let sharedGate: (any LinearWeight)?
-  private let sizes: ExpertConfiguration
+  private let routing: ExpertRouting
+  private let activation: GatedActivation
+  private let map: ExpertMap
+  private let dispatcher: any TokenDispatcher
+  private let backend: any ExpertBackend
 
   /// Loads all experts.
-  /// - Throws: `unsupported` where the width is to be split over ranks.
+  /// - Throws: `unsupported` where the width is to be split over ranks or the backend has no operators for experts.
   init(
-    path: String, name: String, configuration: ModelConfiguration, sizes: ExpertConfiguration, loader: WeightLoader
+    layer: Int, path: String, name: String, configuration: ModelConfiguration, sizes: ExpertConfiguration,
+    loader: WeightLoader
   ) throws(EngineError) {
     guard loader.layout.denseTensorParallel == 1, loader.layout.expertParallel == 1 else {
       throw EngineError(.unsupported, "Experts that are split over ranks are not implemented.")
     }
+    guard let backend = loader.backend as? any ExpertBackend else {
+      throw EngineError(.unsupported, "The backend \(loader.backend.name) has no operators for experts.")
+    }
     self.name = name
-    self.sizes = sizes
+    self.layer = layer
+    self.backend = backend
+    routing = sizes.routing
+    activation = sizes.activation
     let hidden = configuration.hiddenSize
     let names = sizes.names
     router = try loader.router(path + names.router, experts: sizes.expertCount, hidden: hidden)
+    routerBias =
+      sizes.hasBiases ? try loader.bias([(path + names.router, sizes.expertCount)], rank: 0, ranks: 1) : nil
     correction =
       sizes.hasCorrection
       ? try loader.vector(path + names.router + ".e_score_correction_bias", count: sizes.expertCount) : nil
-    var experts: [DenseFeedForward] = []
-    experts.reserveCapacity(sizes.expertCount)
-    // What transformers 5 keeps in memory is what some programs save.
-    let stack = path + "experts."
-    let isStacked =
-      !loader.store.contains("\(stack)0.\(names.gate).weight") && loader.store.contains(stack + "gate_up_proj")
-    for expert in 0..<sizes.expertCount {
-      experts.append(
-        isStacked
-          ? try DenseFeedForward(
-            stack: stack, index: expert, of: sizes.expertCount, width: sizes.intermediateSize, hidden: hidden,
-            loader: loader)
-          : try DenseFeedForward(
-            path: "\(stack)\(expert).", name: "", width: sizes.intermediateSize, hidden: hidden, hasBias: false,
-            names: names, loader: loader))
-    }
-    self.experts = experts
+    let weights = try ExpertWeights(path: path + "experts.", sizes: sizes, hidden: hidden, loader: loader)
+    let map = ExpertMap(loader.experts.location, layer: layer, expertCount: sizes.expertCount)
+    func slots<Element>(_ list: [Element]) -> [Element] { map.expertOfSlot.map { list[$0] } }
+    gateUp = backend.groupLinear(slots(weights.gateUp), biases: weights.gateUpBias.map(slots))
+    down = backend.groupLinear(slots(weights.down), biases: weights.downBias.map(slots))
+    self.map = map
+    dispatcher = LocalTokenDispatcher(backend: backend, mode: loader.experts.dispatch)
     shared =
       sizes.sharedIntermediateSize == 0
       ? nil
@@ -63,142 +71,55 @@ struct SparseFeedForward: FeedForwardBlock {
       ? try loader.router(path + names.shared.dropLast() + "_gate", experts: 1, hidden: hidden) : nil
   }
 
-  func operations(backend: any Backend) -> [Operation] {
+  func operations(backend _: any Backend) -> [Operation] {
     var list: [Operation] = [
-      .compute(name + "router") { state in
-        let scratch = state.experts!
-        let logits = scratch.logits.prefix(rows: state.batch.rowCount)
-        backend.linear(state.normed, self.router, bias: nil, out: logits)
-        for row in 0..<logits.rows { self.choose(row, logits, scratch) }
+      .compute(name + "router") { state in self.route(state) },
+      .compute(name + "dispatch_a") { state in
+        let activations = state.experts!
+        self.dispatcher.beginDispatch(state.normed, activations, map: self.map)
+        activations.recorder?.record(layer: self.layer, activations)
       },
-      .compute(name + "dispatch") { state in state.experts!.group(rows: state.batch.rowCount) },
-      .compute(name + "experts") { state in self.compute(state, backend) },
+      .yield,
+      .compute(name + "dispatch_b") { state in self.dispatcher.endDispatch(state.normed, state.experts!) },
+      .compute(name + "experts") { state in self.compute(state.experts!) },
+      .compute(name + "combine_a") { state in self.dispatcher.beginCombine(state.experts!) },
+      .yield,
     ]
     if let shared { list += shared.operations(backend: backend) }
     if let sharedGate {
       list.append(
         .compute(name + "shared_gate") { state in
           let logits = state.experts!.sharedGate.prefix(rows: state.batch.rowCount)
-          backend.linear(state.normed, sharedGate, bias: nil, out: logits)
+          self.backend.linear(state.normed, sharedGate, bias: nil, out: logits)
         })
     }
-    list.append(.compute(name + "combine") { state in self.combine(state) })
+    list.append(
+      .compute(name + "combine_b") { state in
+        let activations = state.experts!
+        self.dispatcher.endCombine(
+          activations, adds: self.shared != nil,
+          gate: self.sharedGate == nil ? nil : activations.sharedGate.prefix(rows: state.batch.rowCount),
+          out: state.delta)
+      })
     return list
   }
 
-  /// Chooses a row's experts and their weights.
-  private func choose(_ row: Int, _ logits: Tensor, _ scratch: ExpertActivations) {
-    let count = sizes.expertCount
-    let scores = logits.float32 + row * logits.stride
-    switch sizes.score {
-    case .sigmoid:
-      for expert in 0..<count { scores[expert] = 1 / (1 + expf(-scores[expert])) }
-    case .softmax:
-      var largest = -Float.infinity
-      for expert in 0..<count { largest = max(largest, scores[expert]) }
-      var sum: Float = 0
-      for expert in 0..<count {
-        scores[expert] = expf(scores[expert] - largest)
-        sum += scores[expert]
-      }
-      for expert in 0..<count { scores[expert] /= sum }
-    }
-    // What experts are chosen by; the weights come from the scores themselves.
-    let ranks = scratch.ranks
-    for expert in 0..<count { ranks[expert] = scores[expert] + (correction?.float32[expert] ?? 0) }
-    if sizes.groupsPerToken < sizes.groupCount { keepBestGroups(ranks) }
-    let chosen = scratch.chosen + row * sizes.expertsPerToken
-    for place in 0..<sizes.expertsPerToken {
-      // Ties go to the smaller number. Without finite logits any expert will do: the row's result is not finite either way.
-      var best = -1
-      for expert in 0..<count where !ranks[expert].isNaN && (best < 0 || ranks[expert] > ranks[best]) { best = expert }
-      if best < 0 { best = place }
-      chosen[place] = Int32(best)
-      ranks[best] = .nan
-    }
-    // In the order of their numbers, in which their results are added.
-    var order = UnsafeMutableBufferPointer(start: chosen, count: sizes.expertsPerToken)
-    order.sort()
-    let weights = scratch.weights + row * sizes.expertsPerToken
-    var sum: Float = 0
-    for place in 0..<sizes.expertsPerToken {
-      weights[place] = scores[Int(chosen[place])]
-      sum += weights[place]
-    }
-    let factor = sizes.normalizes ? sizes.scale / (sum + 1e-20) : sizes.scale
-    for place in 0..<sizes.expertsPerToken { weights[place] *= factor }
+  private func route(_ state: ForwardState) {
+    let activations = state.experts!
+    let logits = activations.logits.prefix(rows: state.batch.rowCount)
+    backend.linear(state.normed, router, bias: routerBias, out: logits)
+    backend.route(
+      logits, routing, correction: correction, chosen: activations.chosen, weights: activations.weights)
   }
 
-  /// Takes experts of all but the best groups out of the choice.
-  private func keepBestGroups(_ ranks: UnsafeMutablePointer<Float>) {
-    let size = sizes.expertCount / sizes.groupCount
-    withUnsafeTemporaryAllocation(of: Float.self, capacity: sizes.groupCount) { groups in
-      for group in 0..<sizes.groupCount {
-        var (first, second) = (-Float.infinity, -Float.infinity)
-        for expert in group * size..<(group + 1) * size {
-          let rank = ranks[expert]
-          if rank > first {
-            (first, second) = (rank, first)
-          } else if rank > second {
-            second = rank
-          }
-        }
-        groups[group] = sizes.expertsInGroupScore == 2 ? first + second : first
-      }
-      for _ in sizes.groupsPerToken..<sizes.groupCount {
-        // The worst group that is left; of equal ones the last, so that the first are kept.
-        var worst = -1
-        for group in 0..<sizes.groupCount
-        where !groups[group].isNaN && (worst < 0 || groups[group] <= groups[worst]) { worst = group }
-        if worst < 0 { return }
-        groups[worst] = .nan
-        for expert in worst * size..<(worst + 1) * size { ranks[expert] = .nan }
-      }
-    }
-  }
-
-  /// Runs each expert over the rows that chose it.
-  private func compute(_ state: ForwardState, _ backend: any Backend) {
-    let scratch = state.experts!
-    for expert in 0..<sizes.expertCount {
-      let (first, end) = (Int(scratch.starts[expert]), Int(scratch.starts[expert + 1]))
-      let count = end - first
-      if count == 0 { continue }
-      let inputs = scratch.inputs.prefix(rows: count)
-      backend.gather(state.normed, rows: scratch.rows + first, count: count, out: inputs)
-      experts[expert].run(
-        inputs, gateUp: scratch.gateUp.prefix(rows: count), activated: scratch.activated.prefix(rows: count),
-        out: scratch.outputs.rows(first..<end), backend: backend)
-    }
-  }
-
-  /// delta = sum of weights * experts' results, plus the shared experts', which lie there already.
-  private func combine(_ state: ForwardState) {
-    let scratch = state.experts!
-    let (width, perToken) = (state.delta.columns, sizes.expertsPerToken)
-    let hasShared = shared != nil
-    for row in 0..<state.batch.rowCount {
-      let out = state.delta.float32 + row * state.delta.stride
-      // The gathered input's memory is free again: a row's sum without the shared experts.
-      let sum = scratch.inputs.float32
-      for place in 0..<perToken {
-        let from = scratch.outputs.float32 + Int(scratch.places[row * perToken + place]) * scratch.outputs.stride
-        let weight = scratch.weights[row * perToken + place]
-        if place == 0 {
-          for column in 0..<width { sum[column] = weight * from[column] }
-        } else {
-          for column in 0..<width { sum[column] += weight * from[column] }
-        }
-      }
-      if sharedGate != nil {
-        let gate = 1 / (1 + expf(-scratch.sharedGate.float32[row * scratch.sharedGate.stride]))
-        for column in 0..<width { out[column] = sum[column] + gate * out[column] }
-      } else if hasShared {
-        for column in 0..<width { out[column] += sum[column] }
-      } else {
-        for column in 0..<width { out[column] = sum[column] }
-      }
-    }
+  /// Runs each slot's expert over its rows; results take the rows' places.
+  private func compute(_ activations: ExpertActivations) {
+    let groups = activations.groups
+    let halves = activations.gateUp
+    let activated = halves.columns(0..<down.inputs)
+    backend.groupedLinear(activations.rows, gateUp, groups: groups, out: halves)
+    backend.groupedActivation(halves, activation, groups: groups, out: activated)
+    backend.groupedLinear(activated, down, groups: groups, out: activations.rows)
   }
 }
 
@@ -209,81 +130,93 @@ public struct ExpertShape: Sendable, Equatable {
   /// Width of one expert.
   public var intermediate: Int
   public var hidden: Int
+  /// Places for experts' weights: as many as experts, or more.
+  public var slotCount: Int
+  /// Rows that low-latency dispatch has room for in each slot; 0 without it.
+  public var slotCapacity: Int
 
   /// Bytes of the activations of one row.
-  var bytesPerRow: Int {
-    4 * (expertCount + 1 + (1 + expertsPerToken) * hidden + 3 * intermediate + 4 * expertsPerToken)
-  }
+  var bytesPerRow: Int { 4 * (expertCount + 1 + expertsPerToken * (hidden + 2 * intermediate + 4)) }
 }
 
 /// What layers with experts carry from operation to operation.
 public final class ExpertActivations: @unchecked Sendable {
   // Unchecked: owned by the thread that runs the model, as the state that holds it.
 
-  /// float32 [rows, experts]: logits, then scores.
+  let shape: ExpertShape
+  /// Counts what is chosen, where somebody wants to know.
+  public var recorder: ExpertLoadRecorder?
+  /// float32 [rows, experts].
   let logits: Tensor
   /// float32 [rows, 1]: logits for the shared experts.
   let sharedGate: Tensor
-  /// float32 [rows, hidden]: the rows of one expert.
-  let inputs: Tensor
-  /// float32 [rows, 2 * intermediate] and [rows, intermediate].
+  /// float32 [places, hidden]: the rows of all slots, and then their results.
+  let rows: Tensor
+  /// float32 [places, 2 * intermediate].
   let gateUp: Tensor
-  let activated: Tensor
-  /// float32 [rows * experts per token, hidden]: the results of all experts, one expert's rows after the other's.
-  let outputs: Tensor
-  /// [experts]: one row's scores as experts are chosen by them; NaN for those out of the choice.
-  let ranks: UnsafeMutablePointer<Float>
-  /// [rows, experts per token]: experts in the order of their numbers, their weights, and where their results lie in
-  /// `outputs`.
+  /// [rows, experts per token]: experts in the order of their numbers, their weights, and the places of their rows.
   let chosen: UnsafeMutablePointer<Int32>
   let weights: UnsafeMutablePointer<Float>
   let places: UnsafeMutablePointer<Int32>
-  /// [rows * experts per token]: the row of each place in `outputs`.
-  let rows: UnsafeMutablePointer<Int32>
-  /// [experts + 1]: the first place of each expert, and the number of places.
+  /// [places]: the row of the pass that lies there.
+  let sources: UnsafeMutablePointer<Int32>
+  /// [slots]: the first place of each slot, and how many are taken.
   let starts: UnsafeMutablePointer<Int32>
-  private let shape: ExpertShape
+  let counts: UnsafeMutablePointer<Int32>
+  /// Whether the places of all slots lie one behind the other.
+  private(set) var isContiguous = true
+  /// Rows of the pass times experts per token.
+  private(set) var choiceCount = 0
 
   init(_ shape: ExpertShape, rows count: Int, backend: any Backend) throws(EngineError) {
     self.shape = shape
+    let choices = count * shape.expertsPerToken
+    let places = max(choices, shape.slotCount * shape.slotCapacity)
     logits = try backend.allocate(rows: count, columns: shape.expertCount, dtype: .float32)
     sharedGate = try backend.allocate(rows: count, columns: 1, dtype: .float32)
-    inputs = try backend.allocate(rows: count, columns: shape.hidden, dtype: .float32)
-    gateUp = try backend.allocate(rows: count, columns: 2 * shape.intermediate, dtype: .float32)
-    activated = try backend.allocate(rows: count, columns: shape.intermediate, dtype: .float32)
-    outputs = try backend.allocate(rows: count * shape.expertsPerToken, columns: shape.hidden, dtype: .float32)
-    let choices = count * shape.expertsPerToken
-    ranks = .allocate(capacity: shape.expertCount)
+    rows = try backend.allocate(rows: places, columns: shape.hidden, dtype: .float32)
+    gateUp = try backend.allocate(rows: places, columns: 2 * shape.intermediate, dtype: .float32)
     chosen = .allocate(capacity: choices)
     weights = .allocate(capacity: choices)
-    places = .allocate(capacity: choices)
-    rows = .allocate(capacity: choices)
-    starts = .allocate(capacity: shape.expertCount + 1)
+    self.places = .allocate(capacity: choices)
+    sources = .allocate(capacity: places)
+    starts = .allocate(capacity: shape.slotCount)
+    counts = .allocate(capacity: shape.slotCount)
   }
 
   deinit {
-    ranks.deallocate()
-    chosen.deallocate()
+    for memory in [chosen, places, sources, starts, counts] { memory.deallocate() }
     weights.deallocate()
-    places.deallocate()
-    rows.deallocate()
-    starts.deallocate()
   }
 
-  /// Sorts the choices of `count` rows by expert, and within an expert by row.
-  func group(rows count: Int) {
-    let choices = count * shape.expertsPerToken
-    starts.update(repeating: 0, count: shape.expertCount + 1)
-    for choice in 0..<choices { starts[Int(chosen[choice]) + 1] += 1 }
-    for expert in 0..<shape.expertCount { starts[expert + 1] += starts[expert] }
-    for choice in 0..<choices {
-      let expert = Int(chosen[choice])
-      places[choice] = starts[expert]
-      rows[Int(starts[expert])] = Int32(choice / shape.expertsPerToken)
-      starts[expert] += 1
+  var groups: RowGroups { RowGroups(count: shape.slotCount, starts: starts, counts: counts) }
+
+  /// Gives each choice of `count` rows a place among its slot's, in the order of rows.
+  /// - Parameter capacity: places of each slot; `nil` for as many as are needed, one slot's behind the other's.
+  func place(rows count: Int, map: ExpertMap, capacity: Int?) {
+    choiceCount = count * shape.expertsPerToken
+    isContiguous = capacity == nil
+    counts.update(repeating: 0, count: shape.slotCount)
+    for row in 0..<count {
+      for choice in row * shape.expertsPerToken..<(row + 1) * shape.expertsPerToken {
+        let slot = map.slot(expert: chosen[choice], row: row)
+        // For now the slot.
+        places[choice] = slot
+        counts[Int(slot)] += 1
+      }
     }
-    // Each start has moved to the next one's place.
-    for expert in stride(from: shape.expertCount, to: 0, by: -1) { starts[expert] = starts[expert - 1] }
-    starts[0] = 0
+    var start: Int32 = 0
+    for slot in 0..<shape.slotCount {
+      starts[slot] = capacity.map { Int32(slot * $0) } ?? start
+      start += counts[slot]
+      counts[slot] = 0
+    }
+    for choice in 0..<choiceCount {
+      let slot = Int(places[choice])
+      let place = starts[slot] + counts[slot]
+      counts[slot] += 1
+      places[choice] = place
+      sources[Int(place)] = Int32(choice / shape.expertsPerToken)
+    }
   }
 }

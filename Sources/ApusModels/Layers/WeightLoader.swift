@@ -42,6 +42,8 @@ public final class WeightLoader {
   /// The format of dense linear layers.
   public let dtype: DType
   let store: any WeightStore
+  /// Where experts lie and how rows reach them.
+  let experts: ExpertOptions
   private let layerFormat: WeightFormat
   /// Whether what the checkpoint stores quantised is taken as it is.
   private let keepsStored: Bool
@@ -66,9 +68,11 @@ public final class WeightLoader {
   /// Prepares to load.
   /// - Parameter progress: called after each weight with bytes read and the bytes there are.
   public init(
-    store: any WeightStore, backend: any Backend, options: WeightOptions, layout: ParallelLayout, sample: String,
-    expectedBytes: Int, progress: ((_ done: Int, _ total: Int) -> Void)?
+    store: any WeightStore, backend: any Backend, options: WeightOptions, layout: ParallelLayout,
+    experts: ExpertOptions = ExpertOptions(), sample: String, expectedBytes: Int,
+    progress: ((_ done: Int, _ total: Int) -> Void)?
   ) {
+    self.experts = experts
     self.store = store
     self.backend = backend
     self.layout = layout
@@ -267,6 +271,43 @@ public final class WeightLoader {
     source.address += index * outputs * inputs * source.dtype.byteCount
     (source.rows, source.columns) = (outputs, inputs)
     return try pack([source], format: layerFormat)
+  }
+
+  /// One row of a stored matrix of plain numbers.
+  func matrix(_ name: String, rows: Int, columns: Int, row: Int) throws(EngineError) -> [Float] {
+    var source = try store.load(name, shape: [rows, columns], role: .bias)
+    source.address += row * columns * source.dtype.byteCount
+    source.rows = 1
+    report(source)
+    return [Float](unsafeUninitializedCapacity: columns) { buffer, count in
+      widen(source, 0..<columns, to: buffer.baseAddress!)
+      count = columns
+    }
+  }
+
+  /// Packs a matrix of plain numbers in the format of linear layers.
+  func packLayer(_ source: WeightSource) throws(EngineError) -> any LinearWeight {
+    try pack([source], format: layerFormat)
+  }
+
+  /// Packs a matrix that is stored as codes: as they are, or as the numbers that they stand for.
+  func packCodes(_ source: QuantizedSource) throws(EngineError) -> any LinearWeight {
+    if keepsStored {
+      let weight = try backend.packLinear([source])
+      packedBytes += weight.byteCount
+      if firstFormat == nil { firstFormat = weight.format }
+      report(bytes: source.storedBytes)
+      return weight
+    }
+    let numbers = try backend.allocate(rows: source.rows, columns: source.columns, dtype: .float32)
+    for row in 0..<source.rows {
+      let values = source.dequantize(row..<row + 1)
+      (numbers.float32 + row * source.columns).update(from: values, count: values.count)
+    }
+    return try packLayer(
+      WeightSource(
+        address: UnsafeRawPointer(numbers.pointer), dtype: .float32, rows: source.rows, columns: source.columns,
+        owner: numbers.memory))
   }
 
   /// Packs a matrix of plain numbers in the dense format.

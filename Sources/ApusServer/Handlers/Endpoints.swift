@@ -116,5 +116,12 @@ extension ServerState {
       ]),
     EndpointDescription(
       "/abort_request", tag: "Administration", "Ends requests.", body: .init("AbortRequest", AbortRequest.fields)),
+    EndpointDescription(
+      "/start_expert_distribution_record", tag: "Administration", "Begins to record which experts tokens are sent to."),
+    EndpointDescription(
+      "/stop_expert_distribution_record", tag: "Administration", "Ends the recording of experts' loads."),
+    EndpointDescription(
+      "/dump_expert_distribution_record", tag: "Administration", "Gives the recorded loads of experts and forgets them."
+    ),
   ]
 }

@@ -240,7 +240,8 @@ extension ServerState {
 
   /// `GET /metrics`.
   func metricsPage(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    Response(text: metrics.render(service.statistics()), contentType: prometheusContentType)
+    Response(
+      text: metrics.render(service.statistics(), expertLoads: service.expertLoads), contentType: prometheusContentType)
   }
 
   private var prometheusContentType: String { "text/plain; version=0.0.4; charset=utf-8" }

@@ -103,9 +103,15 @@ final class ServerMetrics: Sendable {
   }
 
   /// All metrics in Prometheus' text format.
-  func render(_ statistics: ServiceStatistics) -> String {
+  func render(_ statistics: ServiceStatistics, expertLoads: (any ExpertLoadService)? = nil) -> String {
     var text = PrometheusText()
     write(statistics, &text)
+    if let balancedness = expertLoads?.balancedness {
+      text.single(
+        "apus:eplb_balancedness", .gauge,
+        "Mean over layers of mean / largest load of the places of experts' weights, of what was recorded.",
+        prometheusLabels(dimensions), balancedness)
+    }
     text.single(
       "apus:http_requests_active", .gauge, "HTTP requests whose responses have not ended.", "",
       Double(activeHTTPRequests))

@@ -219,6 +219,95 @@ void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride);
 
+/// Outputs of a weight that are packed together: panels of 64.
+int64_t apus_linear_panels(const apus_linear *weight);
+
+/// Computes the outputs of panels first..<last alone: as `apus_linear_run`, whose `bias` and `out` begin with the weight's
+/// first output.
+void apus_linear_run_panels(
+    apus_context *context, const apus_linear *weight, int64_t first, int64_t last, const float *x, int64_t x_stride,
+    int64_t rows, const float *bias, float *out, int64_t out_stride);
+
+// MARK: Mixtures of experts
+
+/// How a row's logits become scores.
+typedef enum {
+  APUS_SCORE_SOFTMAX = 0,
+  APUS_SCORE_SIGMOID = 1,
+  /// The logits choose, and the weights are the softmax of those that are chosen.
+  APUS_SCORE_SOFTMAX_OF_CHOSEN = 2,
+} apus_score;
+
+/// How rows choose experts.
+typedef struct {
+  int32_t experts;
+  /// Experts of a row, at most `experts`.
+  int32_t per_row;
+  apus_score score;
+  /// Neighbouring experts form `groups` groups of equal size; only experts of the best `groups_per_row` are chosen.
+  int32_t groups;
+  int32_t groups_per_row;
+  /// A group counts as much as its best expert (1) or its two best together (2).
+  int32_t experts_in_group_score;
+  /// Whether a row's weights are divided by their sum.
+  int32_t normalizes;
+  /// Multiplies the weights.
+  float scale;
+  /// [experts]: added to scores for the choice alone; NULL for none.
+  const float *correction;
+} apus_routing;
+
+/// Chooses experts: chosen[r] and weights[r] are [per_row], in rising order of the experts' numbers. Ties go to the smaller
+/// number, of experts and of groups. Where logits are not finite, the experts are different ones that exist.
+void apus_route(
+    apus_context *context, const apus_routing *routing, const float *logits, int64_t stride, int64_t rows,
+    int32_t *chosen, float *weights);
+
+/// What products of many weights at once need of each thread.
+typedef struct apus_groups apus_groups;
+
+/// For the threads of a context. Returns NULL when there is no memory.
+apus_groups *apus_groups_create(const apus_context *context);
+void apus_groups_free(apus_groups *groups);
+size_t apus_groups_scratch_bytes(const apus_groups *groups);
+
+/// The weight of a group, or a part of it where a group's weight is several side by side.
+typedef struct {
+  const apus_linear *weight;
+  /// [outputs] or NULL.
+  const float *bias;
+  /// The column of `out` where its outputs begin.
+  int64_t column;
+  int32_t group;
+} apus_group_part;
+
+/// Linear layers with rows of their own: rows starts[g]..<starts[g] + counts[g] of `out` are those of `x` times the weights
+/// of group g. The bits are those of `apus_linear_run`.
+void apus_grouped_run(
+    apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const int32_t *starts,
+    const int32_t *counts, const float *x, int64_t x_stride, float *out, int64_t out_stride);
+
+/// What joins the two halves of a feed-forward layer.
+typedef struct {
+  /// 0: silu(gate) * up. Else gate is at most `limit` and up within +-limit, and the result is
+  /// gate * sigmoid(alpha * gate) * (up + 1).
+  float limit;
+  float alpha;
+} apus_gate;
+
+/// out[r, i] = gate_up[r, i] and gate_up[r, width + i], joined, for the rows of all groups. `out` may be the gate's half.
+void apus_grouped_gate(
+    apus_context *context, const int32_t *starts, const int32_t *counts, int groups, apus_gate gate,
+    const float *gate_up, int64_t stride, int64_t width, float *out, int64_t out_stride);
+
+/// out[r] = sum over k of weights[r, k] * results[places[r, k]], in rising order of k, where places and weights are
+/// [rows, per_row]. Where `adds` is not 0, what `out` holds is added last; with `shared_gate` ([rows], `shared_gate_stride`
+/// numbers apart) times its sigmoid.
+void apus_combine(
+    apus_context *context, const float *results, int64_t results_stride, const int32_t *places, const float *weights,
+    int per_row, int adds, const float *shared_gate, int64_t shared_gate_stride, int64_t rows, int64_t columns,
+    float *out, int64_t out_stride);
+
 // MARK: Ceilings
 
 /// Products that a machine's peak is measured with.
