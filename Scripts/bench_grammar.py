@@ -4,7 +4,8 @@
     venv/bin/python Scripts/bench_grammar.py --apus .build/release/apus --tokenizer tokenizer.json --schemas schemas.jsonl
 
 Prints one row for each engine: schemas refused, valid texts rejected, and percentiles of compile and mask times in
-microseconds. Each engine runs in a process of its own on one core. White space is flexible for all; a schema's compile time
+microseconds; then the ratios of the others' times to Apus's. --every N takes every Nth line, so that few lines are a fair
+sample of a sorted file. Each engine runs in a process of its own on one core. White space is flexible for all; a schema's compile time
 is that of the first use, and a mask's time includes what is computed at its first use.
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -21,6 +23,8 @@ def lines(path, limit):
         for number, line in enumerate(file):
             if limit and number >= limit:
                 return
+            if not line.strip():
+                continue
             value = json.loads(line)
             texts = list(value.get("instances", []))
             texts += [json.dumps(t["data"], ensure_ascii=False, separators=(",", ":"))
@@ -121,6 +125,7 @@ def main():
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--schemas", required=True)
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--only", choices=["llguidance", "xgrammar"], help="runs one engine and prints its result as JSON")
     options = parser.parse_args()
     if options.only:
@@ -129,20 +134,36 @@ def main():
         print(json.dumps({"compile_us": summary(compiles), "mask_us": summary(fills), "refused": refused,
                           "texts_rejected": rejected}))
         return
-    common = ["--tokenizer", options.tokenizer, "--schemas", options.schemas, "--limit", str(options.limit)]
+    schemas = options.schemas
+    sample = None
+    if options.every > 1:
+        sample = tempfile.NamedTemporaryFile("w", suffix=".jsonl")
+        with open(schemas) as file:
+            sample.writelines(line for number, line in enumerate(file) if number % options.every == options.every - 1)
+        sample.flush()
+        schemas = sample.name
+    common = ["--tokenizer", options.tokenizer, "--schemas", schemas, "--limit", str(options.limit)]
     commands = {"apus": [options.apus, "bench", "grammar", "--json", *common]}
     for name in ["llguidance", "xgrammar"]:
         commands[name] = [sys.executable, os.path.abspath(__file__), "--only", name, *common]
     print(f"{'':12}{'refused':>9}{'rejected':>9}{'compile p50':>13}{'p99':>11}{'mask p50':>11}{'p99':>11}{'max':>11}")
+    results = {}
     for name, command in commands.items():
         done = subprocess.run(["taskset", "-c", "0", *command], capture_output=True, text=True)
         if done.returncode != 0:
             print(f"{name:12}failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
             continue
         result = json.loads(done.stdout.strip().splitlines()[-1])
+        results[name] = result
         compiles, fills = result["compile_us"], result["mask_us"]
         print(f"{name:12}{result['refused']:>9}{result['texts_rejected']:>9}{compiles['median']:>13.1f}"
-              f"{compiles['p99']:>11.1f}{fills['median']:>11.1f}{fills['p99']:>11.1f}{fills['max']:>11.1f}")
+              f"{compiles['p99']:>11.1f}{fills['median']:>11.1f}{fills['p99']:>11.1f}{fills['max']:>11.1f}", flush=True)
+    own = results.pop("apus", None)
+    for name, result in results.items():
+        def ratio(what, key):
+            return result[what][key] / own[what][key] if own and own[what][key] else float("nan")
+        print(f"{name + '/apus':30}{ratio('compile_us', 'median'):>13.2f}{ratio('compile_us', 'p99'):>11.2f}"
+              f"{ratio('mask_us', 'median'):>11.2f}{ratio('mask_us', 'p99'):>11.2f}{ratio('mask_us', 'max'):>11.2f}")
 
 
 if __name__ == "__main__":
