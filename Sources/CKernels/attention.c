@@ -101,8 +101,8 @@ static int64_t odd_lines(int64_t words) {
 // Lays a tile's memory out in `base`; only sizes it when `base` is NULL. Returns the bytes needed.
 static size_t lay_out(tile_memory *m, const apus_kv *kv, int64_t rows, char *base) {
   size_t used = 0;
-#define APUS_TAKE(field, count)                                                     \
-  m->field = base ? (void *)(base + used) : NULL;                                   \
+#define APUS_TAKE(field, count)                                                                                     \
+  m->field = base ? (void *)(base + used) : NULL;                                                                   \
   used += (size_t)apus_round_up((int64_t)(count) * 4, 64)
   m->rows = rows;
   m->q_stride = odd_lines(kv->compute == APUS_FLOAT32 ? kv->key_units : 2 * kv->key_units);
@@ -586,7 +586,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
       APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = 0;                                                 \
     }                                                                                                               \
     FN(tile_##FORMAT)(                                                                                              \
-        rows, vectors, sums, m->q + row * m->q_stride, m->q_stride, pages, 16, units, ahead_vectors, ahead);        \
+        rows, vectors, sums, m->q + row * m->q_stride, m->q_stride, pages, 16, units, ahead_vectors, ahead, 16);    \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *scores = m->scores + (row + i) * m->score_stride + index * 16;                                         \
       APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
@@ -616,13 +616,13 @@ APUS_INLINE const uint32_t *FN(page_values)(
       }                                                                                                             \
       FN(tile_##FORMAT)(                                                                                            \
           rows, vectors, sums, weights + p * kv->value_units * WORDS, m->weight_stride, columns,                    \
-          kv->value_columns, units, ahead_vectors, ahead);                                                          \
+          kv->value_columns, units, ahead_vectors, ahead, kv->value_columns);                                       \
     }                                                                                                               \
     if (half) {                                                                                                     \
       APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = m->masked + column + 16 * v;                       \
       FN(tile_##FORMAT)(                                                                                            \
           rows, vectors, sums, weights + ((count - 1) * kv->value_units + tail - 1) * WORDS, m->weight_stride,      \
-          columns, kv->value_columns, 1, 0, columns);                                                               \
+          columns, kv->value_columns, 1, 0, columns, 0);                                                            \
     }                                                                                                               \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *part = m->part + (row + i) * kv->value_columns + column;                                               \
@@ -676,7 +676,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
     }                                                                                                               \
     int64_t row_tiles = apus_ceil_div(rows, APUS_TILE_ROWS);                                                        \
     /* Few rows wait for memory: they ask for the pages that follow. Many rows compute longer than that takes. */   \
-    int fetches = row_tiles == 1;                                                                                   \
+    int fetches = row_tiles <= 2;                                                                                   \
     for (int32_t split = item->first_split; split <= item->last_split; split++) {                                   \
       int64_t begin = apus_max((int64_t)split * APUS_KV_SPLIT, m->low[0]);                                          \
       int64_t end = apus_min((int64_t)(split + 1) * APUS_KV_SPLIT, end_position);                                   \
@@ -706,7 +706,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(score_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), fetches && !kv->narrow, m, row, keys, ahead, p, count,       \
+              (int)(rows * (t + 1) / row_tiles - row), fetches && t == 0 && !kv->narrow, m, row, keys, ahead, p, count, \
               kv->key_units);                                                                                       \
         }                                                                                                           \
         p += count;                                                                                                 \
@@ -734,7 +734,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
         const uint32_t *values = FN(page_values)(c, m, table + first_page, pages - 1, item->head)                   \
             + (tail - 1) * kv->value_columns;                                                                       \
         for (int64_t i = 0; i < kv->value_columns; i++) {                                                           \
-          if (kv->compute == APUS_BFLOAT16) {                                                                         \
+          if (kv->compute == APUS_BFLOAT16) {                                                                       \
             m->masked[i] = values[i] & 0xffffu;                                                                     \
           } else {                                                                                                  \
             m->masked[i] = i % 16 < 8 ? values[i] : 0;                                                              \
@@ -751,7 +751,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
           FN(value_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), vectors, fetches, c, m, row, table + first_page, pages,      \
+              (int)(rows * (t + 1) / row_tiles - row), vectors, fetches && t == 0, c, m, row, table + first_page, pages, \
               item->head, column, tail, half);                                                                      \
         }                                                                                                           \
         column += 16 * vectors;                                                                                     \
@@ -815,11 +815,11 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #undef APUS_VALUE_CASE_N
 #define APUS_VALUE_CASE_N(FORMAT, N) APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), 0)
 #undef APUS_VALUE_CASE_FETCH
-#define APUS_VALUE_CASE_FETCH(FORMAT, N) \
+#define APUS_VALUE_CASE_FETCH(FORMAT, N)                                                                            \
   APUS_VALUES(FORMAT, N, APUS_VECTORS(N, APUS_VALUE_VECTORS), APUS_VECTORS(N, APUS_VALUE_VECTORS))
 #undef APUS_EACH_ROWS
 #if APUS_TILE_ROWS == 6
-#define APUS_EACH_ROWS(CASE, FORMAT) \
+#define APUS_EACH_ROWS(CASE, FORMAT)                                                                                \
   CASE(FORMAT, 1) CASE(FORMAT, 2) CASE(FORMAT, 3) CASE(FORMAT, 4) CASE(FORMAT, 5) CASE(FORMAT, 6)
 #elif APUS_TILE_ROWS == 4
 #define APUS_EACH_ROWS(CASE, FORMAT) CASE(FORMAT, 1) CASE(FORMAT, 2) CASE(FORMAT, 3) CASE(FORMAT, 4)

@@ -40,6 +40,9 @@ typedef struct {
   int count;
 } quantize_call;
 
+// From how many rows on, which is more than a tile has, a level that unpacks a block once for all of them does so.
+enum { least_shared_rows = 7 };
+
 static const int8_t levels_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 static const int8_t levels_iq4_nl[16] = {
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -722,9 +725,13 @@ APUS_INLINE void FN(codes_tile)(
           int64_t end = apus_min(subs, sub + group_subs);
           for (; sub < end; sub++) {
             if (fetches) {
-              APUS_UNROLL for (int i = 0; i < 2 * vectors; i++) {
-                __builtin_prefetch(w + sub * c->sub_bytes + 4096 + i * 128, 0, 3);
-                __builtin_prefetch(w + sub * c->sub_bytes + 4096 + i * 128 + 64, 0, 3);
+              // 4 KiB ahead: as much as this sub-block, and with the first one as much as the header.
+              const int lines = (class == class_8 ? 8 : class == class_6 ? 6 : class == class_5 ? 5 : 4) * vectors;
+              const uint8_t *ahead = w + sub * c->sub_bytes + 4096;
+              APUS_UNROLL for (int i = 0; i < lines; i++) __builtin_prefetch(ahead + 64 * i, 0, 3);
+              if (sub == 0) {
+                ahead = data + v0 * c->header_bytes / 4 + 4096;
+                for (int64_t i = 0; i < c->header_bytes * vectors / 4; i += 64) __builtin_prefetch(ahead + i, 0, 3);
               }
             }
             FN(codes_dot)(
@@ -864,10 +871,23 @@ APUS_INLINE void FN(float8_tile)(
 #define CODES_EACH_ROWS(CALL) CODES_CASE(CALL, 1) CODES_CASE(CALL, 2)
 #endif
 
+#undef CODES_SHARED
+#if APUS_LEVEL == 1
+static void FN(shared_panel)(const codes_call *a, int64_t panel, int64_t first_row, int64_t last_row);
+#define CODES_SHARED(CALL, PANEL, FIRST, LAST)                                                                      \
+  if (LAST - FIRST >= least_shared_rows) {                                                                          \
+    FN(shared_panel)(CALL, PANEL, FIRST, LAST);                                                                     \
+    return;                                                                                                         \
+  }
+#else
+#define CODES_SHARED(CALL, PANEL, FIRST, LAST)
+#endif
+
 // Rows share a panel in tiles as equal as can be; the first one fetches it from memory.
 #undef CODES_PANEL
 #define CODES_PANEL(NAME, CALL)                                                                                     \
   static void FN(NAME)(const codes_call *a, int64_t panel, int64_t first_row, int64_t last_row) {                   \
+    CODES_SHARED(a, panel, first_row, last_row)                                                                     \
     int64_t tiles = apus_ceil_div(last_row - first_row, CODES_ROWS);                                                \
     for (int64_t t = 0; t < tiles; t++) {                                                                           \
       int64_t row = first_row + (last_row - first_row) * t / tiles;                                                 \
@@ -894,6 +914,298 @@ CODES_PANEL(panel_5, CALL_5)
 CODES_PANEL(panel_6, CALL_6)
 CODES_PANEL(panel_8, CALL_8)
 CODES_PANEL(panel_float8, CALL_FLOAT8)
+
+#if APUS_LEVEL == 1
+
+// MARK: Several tiles of rows
+
+// Rows that one tile does not hold share what a block's codes are as the inner loop multiplies them: bytes, pairs of 16
+// bits where codes are wide, or float32. Sixteen outputs of a block are unpacked into the nearest cache, then meet
+// all rows. Sums and their order are those of `codes_tile` and `float8_tile`.
+
+typedef enum {
+  // A group's units are summed in 16 bits at once.
+  shared_bytes_group,
+  shared_bytes_8,
+  shared_bytes_4,
+  shared_bytes_2,
+  shared_wide,
+  shared_float,
+} shared_kind;
+
+// Sixteen outputs of some neighbouring blocks.
+typedef struct {
+  // 16 KiB: units of 64 bytes, 128 where they are wide, 256 as float32. Then scales and minimums of groups.
+  _Alignas(64) uint8_t units[16384];
+  _Alignas(64) float scales[64][16];
+  _Alignas(64) float minimums[64][16];
+  int64_t first_block;
+  int64_t unit_count;
+  int64_t block_units;
+  int64_t group_units;
+  int has_minimums;
+  // What is fetched from memory meanwhile, for each block.
+  const uint8_t *ahead;
+  int64_t ahead_bytes;
+} shared_blocks;
+
+// The rows of a pass over a panel.
+enum { shared_rows = 48, shared_tile_rows = 4 };
+
+APUS_INLINE void FN(shared_unpack)(
+    const apus_codes *c, codes_class class, int64_t panel, int64_t first, int64_t last, int64_t v, shared_blocks *s) {
+  const apus_code_layout *layout = &c->layout;
+  s->first_block = first;
+  s->unit_count = 0;
+  s->block_units = layout->block / 4;
+  s->group_units = apus_min(layout->group, layout->block) / 4;
+  s->has_minimums = layout->minimum != APUS_MINIMUM_NONE;
+  // A quarter of each of the blocks that follow these.
+  s->ahead_bytes = c->block_bytes / 4;
+  s->ahead = block_data(c, panel, first) + (last - first) * c->block_bytes + v * s->ahead_bytes;
+  int64_t lane = 16 * v, group = 0;
+  for (int64_t b = first; b < last; b++) {
+    const uint8_t *data = block_data(c, panel, b);
+    int64_t subs = subs_of_block(c, b);
+    const uint8_t *w = data + c->header_bytes + v * c->vector_bytes;
+    for (int64_t sub = 0; sub < subs; sub++, w += c->sub_bytes, s->unit_count += 8) {
+      APUS_UNROLL for (int u = 0; u < 8; u++) {
+        int64_t unit = s->unit_count + u;
+        if (class == class_float8) {
+          vu codes = FN(codes_load)(w + u * 64);
+          float *to = (float *)(void *)(s->units + unit * 256);
+          FN(store)(to, FN(float8_number)(codes, 8));
+          FN(store)(to + 16, FN(float8_number)(codes, 24));
+          FN(store)(to + 32, FN(float8_number)(codes, 0));
+          FN(store)(to + 48, FN(float8_number)(codes, 16));
+        } else {
+          vu code = FN(codes_unit)(c, class, w, u);
+          if (class == class_8 || class == class_4_levels) {
+            vu *to = (vu *)(void *)(s->units + unit * 128);
+            to[0] = code & 0x00ff00ffu;
+            to[1] = code >> 8 & 0x00ff00ffu;
+          } else {
+            *(vu *)(void *)(s->units + unit * 64) = code;
+          }
+        }
+      }
+    }
+    int64_t groups = apus_ceil_div(subs * 8, s->group_units);
+    for (int64_t g = 0; g < groups; g++, group++) {
+      int64_t top = layout->has_factors ? 0 : g;
+      vf scale = FN(load_as)(data + c->scales_at, layout->scale_dtype, top * codes_panel + lane);
+      vf minimum = scale;
+      if (layout->has_factors) scale *= FN(signed_factors)(data + c->factors_at + g * codes_panel + lane);
+      FN(store)(s->scales[group], scale);
+      if (layout->minimum == APUS_MINIMUM_NONE) continue;
+      if (layout->minimum == APUS_MINIMUM_OWN) {
+        minimum = FN(load_as)(data + c->minimums_at, layout->scale_dtype, top * codes_panel + lane);
+      }
+      if (layout->minimum == APUS_MINIMUM_ZERO_POINT || layout->has_factors) {
+        minimum *= FN(unsigned_factors)(data + c->minimum_factors_at + g * codes_panel + lane);
+      }
+      FN(store)(s->minimums[group], minimum);
+    }
+  }
+}
+
+// total[i] += the products of `rows` rows, a constant, with some blocks. Rows of totals lie 64 numbers apart. Tile `tile`
+// of `tiles` fetches its share of what follows.
+APUS_INLINE void FN(shared_tile)(
+    const codes_call *a, const shared_blocks *s, shared_kind kind, int rows, int64_t row, int64_t tile, int64_t tiles,
+    float *total) {
+  const apus_codes *c = a->codes;
+  const int64_t unit_words = kind == shared_float ? 4 : kind == shared_wide ? 2 : 1;
+  const uint32_t *x = a->x + row * a->x_stride + s->first_block * s->block_units * unit_words;
+  const int32_t *starts = a->starts + row * c->groups + s->first_block * c->block_groups;
+  const float *row_sums = a->sums + row * c->groups + s->first_block * c->block_groups;
+  const float *row_scales = a->scales + row * c->blocks + s->first_block;
+  const uint8_t *ahead = s->ahead;
+  int64_t group = 0;
+  for (int64_t first = 0; first < s->unit_count; row_scales++, ahead += c->block_bytes) {
+    for (int64_t at = tile * 64; at < s->ahead_bytes; at += tiles * 64) __builtin_prefetch(ahead + at, 0, 2);
+    int64_t block_end = apus_min(s->unit_count, first + s->block_units);
+    // Parts of the result are added in memory, where the compiler must leave them: registers are for the sums.
+    vf memory[shared_tile_rows], *part = memory;
+    APUS_UNROLL for (int i = 0; i < rows; i++) part[i] = 0;
+    for (; first < block_end; group++) {
+      __asm__("" : "+r"(part) : : "memory");
+      int64_t end = apus_min(block_end, first + s->group_units);
+      vf scale = FN(load)(s->scales[group]);
+      if (kind == shared_float) {
+        vf sums[shared_tile_rows];
+        APUS_UNROLL for (int i = 0; i < rows; i++) sums[i] = 0;
+        _Pragma("clang loop unroll(disable)") for (; first < end; first++) {
+          const float *w = (const float *)(const void *)(s->units + first * 256);
+          APUS_UNROLL for (int n = 0; n < 4; n++) {
+            vf numbers = FN(load)(w + 16 * n);
+            APUS_UNROLL for (int i = 0; i < rows; i++) {
+              float value;
+              memcpy(&value, x + i * a->x_stride + first * 4 + (n ^ 1), 4);
+              sums[i] = FN(fma)((vf)value, numbers, sums[i]);
+            }
+          }
+        }
+        APUS_UNROLL for (int i = 0; i < rows; i++) {
+          FN(store)(total + 64 * i, FN(load)(total + 64 * i) + sums[i] * scale);
+        }
+        continue;
+      }
+      BYTES sums[shared_tile_rows];
+      if (kind != shared_bytes_group) {
+        APUS_UNROLL for (int i = 0; i < rows; i++) {
+          sums[i] = __builtin_bit_cast(BYTES, (vi)starts[i * c->groups + group]);
+        }
+      }
+      if (kind == shared_wide) {
+        _Pragma("clang loop unroll(disable)") for (; first < end; first++) {
+          const __m256i *w = (const __m256i *)(const void *)(s->units + first * 128);
+          APUS_UNROLL for (int half = 0; half < 2; half++) {
+            __m256i low = _mm256_load_si256(w + 2 * half), high = _mm256_load_si256(w + 2 * half + 1);
+            APUS_UNROLL for (int i = 0; i < rows; i++) {
+              __m256i value = _mm256_set1_epi32((int)x[i * a->x_stride + first * 2 + half]);
+              sums[i].part[0] = _mm256_add_epi32(sums[i].part[0], _mm256_madd_epi16(low, value));
+              sums[i].part[1] = _mm256_add_epi32(sums[i].part[1], _mm256_madd_epi16(high, value));
+            }
+          }
+        }
+      } else {
+        // As in `codes_dot`, as many units as 16 bits hold.
+        const int steps = kind == shared_bytes_4 ? 4 : kind == shared_bytes_2 ? 2 : 8;
+        _Pragma("clang loop unroll(disable)") do {
+          BYTES pairs[shared_tile_rows];
+          APUS_UNROLL for (int u = 0; u < steps; u++) {
+            const __m256i *w = (const __m256i *)(const void *)(s->units + (first + u) * 64);
+            __m256i low = _mm256_load_si256(w), high = _mm256_load_si256(w + 1);
+            APUS_UNROLL for (int i = 0; i < rows; i++) {
+              __m256i value = _mm256_set1_epi32((int)x[i * a->x_stride + first + u]);
+              __m256i p0 = _mm256_maddubs_epi16(low, value), p1 = _mm256_maddubs_epi16(high, value);
+              pairs[i].part[0] = u == 0 ? p0 : _mm256_add_epi16(pairs[i].part[0], p0);
+              pairs[i].part[1] = u == 0 ? p1 : _mm256_add_epi16(pairs[i].part[1], p1);
+              // Left alone, the compiler makes trees of these sums, which take more registers than there are.
+              __asm__("" : "+x"(pairs[i].part[0]), "+x"(pairs[i].part[1]));
+            }
+          }
+          APUS_UNROLL for (int i = 0; i < rows; i++) {
+            __m256i start = _mm256_set1_epi32(kind == shared_bytes_group ? starts[i * c->groups + group] : 0);
+            APUS_UNROLL for (int p = 0; p < 2; p++) {
+              __m256i pair = _mm256_madd_epi16(pairs[i].part[p], _mm256_set1_epi16(1));
+              sums[i].part[p] = _mm256_add_epi32(kind == shared_bytes_group ? start : sums[i].part[p], pair);
+            }
+          }
+          first += steps;
+        } while (kind != shared_bytes_group && first < end);
+      }
+      APUS_UNROLL for (int i = 0; i < rows; i++) {
+        part[i] += __builtin_convertvector(__builtin_bit_cast(vi, sums[i]), vf) * scale;
+      }
+      if (s->has_minimums) {
+        vf minimum = FN(load)(s->minimums[group]);
+        APUS_UNROLL for (int i = 0; i < rows; i++) part[i] -= minimum * row_sums[i * c->groups + group];
+      }
+    }
+    if (kind == shared_float) continue;
+    APUS_UNROLL for (int i = 0; i < rows; i++) {
+      FN(store)(total + 64 * i, FN(load)(total + 64 * i) + part[i] * row_scales[i * c->blocks]);
+    }
+  }
+}
+
+#undef SHARED_TILES
+#define SHARED_TILES(KIND)                                                                                          \
+  static void FN(KIND##_tiles)(                                                                                     \
+      const codes_call *a, const shared_blocks *s, int64_t first_row, int64_t last_row, float *totals) {            \
+    int64_t tiles = apus_ceil_div(last_row - first_row, shared_tile_rows);                                          \
+    for (int64_t t = 0; t < tiles; t++) {                                                                           \
+      int64_t row = first_row + (last_row - first_row) * t / tiles;                                                 \
+      int64_t rows = first_row + (last_row - first_row) * (t + 1) / tiles - row;                                    \
+      float *total = totals + 64 * (row - first_row);                                                               \
+      switch (rows) {                                                                                               \
+        case 1:                                                                                                     \
+          FN(shared_tile)(a, s, KIND, 1, row, t, tiles, total);                                                     \
+          break;                                                                                                    \
+        case 2:                                                                                                     \
+          FN(shared_tile)(a, s, KIND, 2, row, t, tiles, total);                                                     \
+          break;                                                                                                    \
+        case 3:                                                                                                     \
+          FN(shared_tile)(a, s, KIND, 3, row, t, tiles, total);                                                     \
+          break;                                                                                                    \
+        case 4:                                                                                                     \
+          FN(shared_tile)(a, s, KIND, 4, row, t, tiles, total);                                                     \
+          break;                                                                                                    \
+      }                                                                                                             \
+    }                                                                                                               \
+  }
+
+SHARED_TILES(shared_bytes_group)
+SHARED_TILES(shared_bytes_8)
+SHARED_TILES(shared_bytes_4)
+SHARED_TILES(shared_bytes_2)
+SHARED_TILES(shared_wide)
+SHARED_TILES(shared_float)
+
+static void FN(shared_panel)(const codes_call *a, int64_t panel, int64_t first_row, int64_t last_row) {
+  const apus_codes *c = a->codes;
+  shared_blocks s;
+  _Alignas(64) float totals[shared_rows][64];
+  int64_t used = apus_min(4, apus_ceil_div(c->outputs - panel * codes_panel, 16));
+  // Blocks that are unpacked together.
+  int64_t unit_bytes = c->class == class_float8 ? 256 : c->class == class_8 || c->class == class_4_levels ? 128 : 64;
+  int64_t blocks = (int64_t)sizeof s.units / unit_bytes / (c->layout.block / 4);
+  blocks = apus_min(blocks, (int64_t)(sizeof s.scales / sizeof s.scales[0]) / c->block_groups);
+  // Pieces of rows as equal as can be.
+  int64_t pieces = apus_ceil_div(last_row - first_row, shared_rows);
+  for (int64_t piece = 0; piece < pieces; piece++) {
+    int64_t row = first_row + (last_row - first_row) * piece / pieces;
+    int64_t end = first_row + (last_row - first_row) * (piece + 1) / pieces;
+    memset(totals, 0, (size_t)(end - row) * sizeof totals[0]);
+    for (int64_t b = 0; b < c->blocks; b += blocks) {
+      int64_t end_block = apus_min(c->blocks, b + blocks);
+      for (int64_t v = 0; v < used; v++) {
+        float *total = totals[0] + 16 * v;
+        switch (c->class) {
+          case class_4:
+            FN(shared_unpack)(c, class_4, panel, b, end_block, v, &s);
+            if (c->layout.group == 16) {
+              FN(shared_bytes_4_tiles)(a, &s, row, end, total);
+            } else if (c->layout.group == codes_sub) {
+              FN(shared_bytes_group_tiles)(a, &s, row, end, total);
+            } else {
+              FN(shared_bytes_8_tiles)(a, &s, row, end, total);
+            }
+            break;
+          case class_4_levels:
+            FN(shared_unpack)(c, class_4_levels, panel, b, end_block, v, &s);
+            FN(shared_wide_tiles)(a, &s, row, end, total);
+            break;
+          case class_5:
+            FN(shared_unpack)(c, class_5, panel, b, end_block, v, &s);
+            FN(shared_bytes_4_tiles)(a, &s, row, end, total);
+            break;
+          case class_6:
+            FN(shared_unpack)(c, class_6, panel, b, end_block, v, &s);
+            FN(shared_bytes_2_tiles)(a, &s, row, end, total);
+            break;
+          case class_8:
+            FN(shared_unpack)(c, class_8, panel, b, end_block, v, &s);
+            FN(shared_wide_tiles)(a, &s, row, end, total);
+            break;
+          case class_float8:
+            FN(shared_unpack)(c, class_float8, panel, b, end_block, v, &s);
+            FN(shared_float_tiles)(a, &s, row, end, total);
+            break;
+        }
+      }
+    }
+    for (int64_t r = row; r < end; r++) {
+      vf total[4];
+      for (int v = 0; v < 4; v++) total[v] = FN(load)(totals[r - row] + 16 * v);
+      FN(codes_store)(a, 1, total, panel, r);
+    }
+  }
+}
+
+#endif
 
 // MARK: Quantisation
 

@@ -16,8 +16,10 @@
 
 enum {
   panel_outputs = 64,
-  // 256 KiB of a panel: a good part of a core's second-level cache.
-  block_units = 1024,
+  // 128 KiB of a panel: this block, the next one and the rows they meet share a core's second-level cache.
+  block_units = 512,
+  // Rows that stay in that cache while panels pass by.
+  cached_rows = 48,
 };
 
 struct apus_linear {
@@ -300,12 +302,13 @@ void apus_linear_run(
   region.grain = apus_grain(context, weight->panels, work);
   region.row_grain = rows;
   int64_t chunks = apus_ceil_div(weight->panels, region.grain);
+  int64_t pieces = apus_ceil_div(rows, cached_rows);
   if (chunks < 2 * context->threads && rows >= 24 && work * chunks > 65536 && context->threads > 1) {
     // Few outputs: share the rows too, in pieces of at least two tiles.
-    int64_t pieces = apus_min(rows / 12, apus_ceil_div(4 * context->threads, chunks));
-    region.row_grain = apus_round_up(apus_ceil_div(rows, pieces), 6);
-    region.row_blocks = apus_ceil_div(rows, region.row_grain);
+    pieces = apus_max(pieces, apus_min(rows / 12, apus_ceil_div(4 * context->threads, chunks)));
   }
+  region.row_grain = apus_round_up(apus_ceil_div(rows, pieces), 12);
+  region.row_blocks = apus_ceil_div(rows, region.row_grain);
   apus_pool_run(context->pool, (int)(chunks * region.row_blocks), linear_task, &region);
 }
 
@@ -397,10 +400,9 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 #define APUS_PANEL(FORMAT, SUM, WORDS, RESULT)                                                                      \
   APUS_INLINE void FN(block_##FORMAT)(                                                                              \
       const linear_arguments *a, int rows, int vectors, int64_t row, int64_t output, const uint32_t *w,             \
-      int64_t first_unit, int64_t last_unit, const uint32_t *next) {                                                \
+      int64_t first_unit, int64_t last_unit, const uint32_t *ahead, int64_t ahead_stride) {                         \
     SUM sums[6][4];                                                                                                 \
     const uint32_t *columns[4];                                                                                     \
-    const uint32_t *ahead[2] = {next, next + 16};                                                                   \
     int64_t valid = a->weight->outputs - output;                                                                    \
     APUS_UNROLL for (int v = 0; v < vectors; v++) columns[v] = w + first_unit * panel_outputs + 16 * v;             \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
@@ -412,7 +414,7 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
     }                                                                                                               \
     FN(tile_##FORMAT)(                                                                                              \
         rows, vectors, sums, a->x + row * a->x_stride + first_unit * WORDS, a->x_stride, columns, panel_outputs,    \
-        last_unit - first_unit, rows > 1 ? 2 : 0, ahead);                                                           \
+        last_unit - first_unit, rows > 1, &ahead, ahead_stride);                                                    \
     int last = last_unit == a->weight->units;                                                                       \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       float *out = a->out + (row + i) * a->out_stride + output;                                                     \
@@ -442,11 +444,13 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
         /* Tiles as equal as can be. */                                                                             \
         int64_t row = first_row + (last_row - first_row) * t / tiles;                                               \
         int64_t rows = first_row + (last_row - first_row) * (t + 1) / tiles - row;                                  \
-        /* The first two tiles fetch the block that follows, two of its four vectors each; others what is there. */  \
-        const uint32_t *next = w + (tiles > 1 && t < 2 ? end : u) * panel_outputs + (t == 1 ? 32 : 0);              \
-        int vectors = rows == 1 ? APUS_TILE_VECTORS_ONE : APUS_TILE_VECTORS_MANY;                                   \
+        int vectors = APUS_TILE_VECTORS(rows);                                                                      \
+        /* Up to sixteen tiles fetch the block that follows, evenly, so that reading it hides behind products. */   \
+        int64_t sharers = apus_min(tiles, 16), ahead_stride = apus_max(1, vectors * 16 / sharers);                  \
         for (int v = 0; v < 4 && output + 16 * v < weight->outputs; v += vectors) {                                 \
-          APUS_ROWS(FORMAT, rows, row, output + 16 * v, w + 16 * v, u, end, next)                                      \
+          const uint32_t *ahead =                                                                                   \
+              w + end * panel_outputs + (t % sharers * 4 + v) * (end - u) * 16 / sharers;                           \
+          APUS_ROWS(FORMAT, rows, row, output + 16 * v, w + 16 * v, u, end, ahead, ahead_stride)                    \
         }                                                                                                           \
       }                                                                                                             \
     }                                                                                                               \
@@ -454,40 +458,34 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 
 // The tile's shape must be a constant where it is inlined.
 #undef APUS_ROWS_CASE
-#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END, NEXT)                                                     \
+#define APUS_ROWS_CASE(FORMAT, N, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                             \
   case N:                                                                                                           \
-    FN(block_##FORMAT)(a, N, APUS_TILE_VECTORS_MANY, ROW, OUTPUT, W, U, END, NEXT);                                 \
+    FN(block_##FORMAT)(a, N, APUS_TILE_VECTORS(N), ROW, OUTPUT, W, U, END, NEXT, STRIDE);                           \
     break;
 #undef APUS_ROWS
 #if APUS_TILE_ROWS == 6
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                               \
   switch (ROWS) {                                                                                                   \
-    case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
-      break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END, NEXT) \
+    APUS_ROWS_CASE(FORMAT, 1, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 5, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 6, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
   }
 #elif APUS_TILE_ROWS == 4
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                               \
   switch (ROWS) {                                                                                                   \
-    case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
-      break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT) \
-      APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT) \
+    APUS_ROWS_CASE(FORMAT, 1, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 3, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 4, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
   }
 #else
-#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT)                                                       \
+#define APUS_ROWS(FORMAT, ROWS, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                               \
   switch (ROWS) {                                                                                                   \
-    case 1:                                                                                                         \
-      FN(block_##FORMAT)(a, 1, APUS_TILE_VECTORS_ONE, ROW, OUTPUT, W, U, END, NEXT);                                \
-      break;                                                                                                        \
-      APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT) \
+    APUS_ROWS_CASE(FORMAT, 1, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
+    APUS_ROWS_CASE(FORMAT, 2, ROW, OUTPUT, W, U, END, NEXT, STRIDE)                                                 \
   }
 #endif
 

@@ -10,20 +10,18 @@
 
 // Registers bound the tile: rows at most, and vectors for one row and for several.
 #undef APUS_TILE_ROWS
-#undef APUS_TILE_VECTORS_ONE
-#undef APUS_TILE_VECTORS_MANY
+#undef APUS_TILE_VECTORS
 #if APUS_LEVEL >= 2
 #define APUS_TILE_ROWS 6
-#define APUS_TILE_VECTORS_ONE 4
-#define APUS_TILE_VECTORS_MANY 4
+#define APUS_TILE_VECTORS(ROWS) 4
 #elif APUS_LEVEL == 1
+// Eight sums keep the multipliers busy. Twelve would too, but six rows and a vector of weights beside them are more than
+// the nearest cache holds.
 #define APUS_TILE_ROWS 4
-#define APUS_TILE_VECTORS_ONE 4
-#define APUS_TILE_VECTORS_MANY 1
+#define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 4 : (ROWS) == 2 ? 2 : 1)
 #else
 #define APUS_TILE_ROWS 2
-#define APUS_TILE_VECTORS_ONE 2
-#define APUS_TILE_VECTORS_MANY 1
+#define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 2 : 1)
 #endif
 
 // Words of x for a unit of bfloat16 and of int8. Instructions for them take a unit as it is. Others want its numbers
@@ -110,20 +108,20 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 }
 
 // sums[i][v] += x[i] . w[v] over `units` units. A row of x is WORDS 32-bit words for each unit and rows lie
-// `x_stride` words apart; vector v of unit u lies at w[v] + u * w_stride. Meanwhile the cache is asked for the
-// vectors that `ahead` points to in the same way. `rows`, `vectors` and `ahead_vectors` must be constants.
+// `x_stride` words apart; vector v of unit u lies at w[v] + u * w_stride. Meanwhile the cache is asked for what lies at
+// ahead[v] + u * ahead_stride. `rows`, `vectors` and `ahead_vectors` must be constants.
 #undef APUS_TILE
 #define APUS_TILE(FORMAT, SUM, WORDS)                                                                               \
   APUS_INLINE void FN(tile_##FORMAT)(                                                                               \
       int rows, int vectors, SUM (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,         \
-      int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead) {                           \
+      int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead, int64_t ahead_stride) {     \
     SUM s[6][4];                                                                                                    \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
     }                                                                                                               \
     _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
       vu b[4];                                                                                                      \
-      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * w_stride, 0, 2);        \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) b[v] = FN(load_units)(w[v] + u * w_stride);                     \
       APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                  \
         APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                             \
@@ -136,7 +134,51 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
     }                                                                                                               \
   }
 
+#if APUS_LEVEL == 1
+// Pairs of numbers on AVX2: all rows meet the second numbers of the pairs, then the first ones. Products and their order
+// are those of the steps above, but fewer registers are needed at a time.
+APUS_INLINE vf FN(half_float16)(const uint32_t *w, int second) {
+  return FN(load_f16)((const uint16_t *)(const void *)(w + 8 * second));
+}
+APUS_INLINE vf FN(half_bfloat16)(const uint32_t *w, int second) {
+  vu units = FN(load_units)(w);
+  return __builtin_bit_cast(vf, second ? units & 0xffff0000u : units << 16);
+}
+
+#undef APUS_TILE_HALVES
+#define APUS_TILE_HALVES(FORMAT, FIRST)                                                                             \
+  APUS_INLINE void FN(tile_##FORMAT)(                                                                               \
+      int rows, int vectors, vf (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,          \
+      int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead, int64_t ahead_stride) {     \
+    vf s[6][4];                                                                                                     \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
+    }                                                                                                               \
+    _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);    \
+      APUS_UNROLL for (int n = 0; n < 2; n++) {                                                                     \
+        int half = n ^ FIRST;                                                                                       \
+        vf b[4];                                                                                                    \
+        APUS_UNROLL for (int v = 0; v < vectors; v++) b[v] = FN(half_##FORMAT)(w[v] + u * w_stride, half);          \
+        APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                \
+          float value;                                                                                              \
+          memcpy(&value, x + i * x_stride + 2 * u + half, 4);                                                       \
+          APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = FN(fma)((vf)value, b[v], s[i][v]);                \
+        }                                                                                                           \
+      }                                                                                                             \
+    }                                                                                                               \
+    APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
+      APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = s[i][v];                                           \
+    }                                                                                                               \
+  }
+#endif
+
 APUS_TILE(float32, vf, 1)
+#if APUS_LEVEL == 1
+APUS_TILE_HALVES(float16, 0)
+APUS_TILE_HALVES(bfloat16, 1)
+#else
 APUS_TILE(float16, vf, 2)
 APUS_TILE(bfloat16, vf, APUS_WIDE_WORDS)
+#endif
 APUS_TILE(int8, vi, APUS_WIDE_WORDS)

@@ -65,10 +65,10 @@ static float *run_all_ways(int isa, const apus_linear *weight, int rows, int out
   }
   apus_context_free(context);
   static const int threads[] = {1, 2, 7};
-  static const int counts[] = {2, 3, 4, 5, 6, 7, 13, 29};
+  static const int counts[] = {2, 3, 4, 5, 6, 7, 13, 29, 61};
   for (int t = 0; t < 3; t++) {
     context = apus_context_create(threads[t], (apus_isa)isa, NULL);
-    for (int c = 0; c < 8; c++) {
+    for (int c = 0; c < 9; c++) {
       int count = counts[c];
       if (count > rows) continue;
       int first = (int)(next() % (uint64_t)(rows - count + 1)), stride = inputs + (int)(next() % 5);
@@ -465,6 +465,12 @@ int main(int count, char **arguments) {
   apus_code_layout int4 = {4, APUS_LEVELS_LINEAR, 8, 32, 128, APUS_FLOAT16, 0, APUS_MINIMUM_NONE};
   apus_code_layout int8 = {8, APUS_LEVELS_LINEAR, 128, 32, 128, APUS_FLOAT16, 0, APUS_MINIMUM_NONE};
   apus_code_layout float8 = {8, APUS_LEVELS_E4M3, 0, 128, 128, APUS_FLOAT32, 0, APUS_MINIMUM_NONE};
+  // More inputs than are unpacked or kept in the cache at once, and more rows than share them.
+  apus_code_layout q4_k = {4, APUS_LEVELS_LINEAR, 0, 32, 256, APUS_FLOAT16, 1, APUS_MINIMUM_OWN};
+  apus_code_layout *layouts[] = {&int4, &int8, &float8, &q4_k};
+  for (int l = 0; l < 4; l++) check_codes(layouts[l], 61, 70, 1200, 0);
+  check_dense(APUS_BFLOAT16, 61, 70, 1200);
+  check_dense(APUS_INT8, 61, 70, 2200);
   check_rounding(&int4, 70, 291, 0.085);
   check_rounding(&int8, 70, 291, 0.0056);
   check_rounding(&float8, 70, 291, 0.028);
