@@ -2,6 +2,7 @@ import ApusCore
 package import ApusEngine
 import ApusHub
 import ApusScheduling
+import ArgumentParser
 
 /// An engine in this process, as commands need it: the service, how to stop it, and what start-up decided.
 struct RunningEngine: Sendable {
