@@ -100,12 +100,13 @@ typedef void quantize_panel_function(const quantize_call *, int64_t panel);
 static codes_prepare_function *const codes_prepare[] = APUS_LEVELS(codes_prepare);
 static codes_panel_function *const panel_4[] = APUS_LEVELS(panel_4);
 static codes_panel_function *const panel_4_levels[] = APUS_LEVELS(panel_4_levels);
+static codes_panel_function *const panel_4_small[] = APUS_LEVELS(panel_4_small);
 static codes_panel_function *const panel_5[] = APUS_LEVELS(panel_5);
 static codes_panel_function *const panel_6[] = APUS_LEVELS(panel_6);
 static codes_panel_function *const panel_8[] = APUS_LEVELS(panel_8);
 static codes_panel_function *const panel_float8[] = APUS_LEVELS(panel_float8);
 static codes_panel_function *const *const panels_of_class[] = {
-    panel_4, panel_4_levels, panel_5, panel_6, panel_8, panel_float8};
+    panel_4, panel_4_levels, panel_4_small, panel_5, panel_6, panel_8, panel_float8};
 static quantize_panel_function *const quantize_panel[] = APUS_LEVELS(quantize_panel);
 
 // MARK: Making and freeing
@@ -132,7 +133,7 @@ apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_l
   c->layout = *layout;
   switch (layout->bits) {
     case 4:
-      c->class = levels ? class_4_levels : class_4;
+      c->class = !levels ? class_4 : layout->levels == APUS_LEVELS_E2M1 ? class_4_small : class_4_levels;
       c->vector_bytes = 256;
       break;
     case 5:
@@ -291,7 +292,7 @@ void apus_codes_read(const apus_codes *c, int64_t output, float *numbers) {
     }
     uint8_t code = code_at(c, panel, o, k);
     float number = c->class == class_float8 ? float8_number(code) * (scale / 256)
-                                            : (float)((c->class == class_4_levels ? c->levels[code] : code)
+                                            : (float)((c->class == class_4_levels || c->class == class_4_small ? c->levels[code] : code)
                                                       - layout->offset) * scale - minimum;
     numbers[c->order ? c->order[k] : k] = number;
   }
@@ -528,7 +529,7 @@ APUS_INLINE vu FN(codes_unit)(const apus_codes *c, codes_class class, const uint
     int shift = 4 - u % 4 * 2;
     high = shift >= 0 ? high << shift : high >> -shift;
     low |= high & 0x30303030u;
-  } else if (class == class_4_levels) {
+  } else if (class == class_4_levels || class == class_4_small) {
 #if APUS_LEVEL >= 2
     low = (vu)_mm512_shuffle_epi8(_mm512_load_si512(c->levels), (__m512i)low);
 #elif APUS_LEVEL == 1
@@ -610,7 +611,7 @@ APUS_INLINE void FN(codes_dot)(
   }
 #if APUS_LEVEL > 0
   // 2 * 127 * largest code * steps must stay below 2^15.
-  const int steps = class == class_4 ? 8 : class == class_5 ? 4 : 2;
+  const int steps = class == class_4 ? 8 : class == class_5 || class == class_4_small ? 4 : 2;
   APUS_UNROLL for (int v = 0; v < vectors; v++) {
     APUS_UNROLL for (int begin = first; begin < first + count; begin += steps) {
       BYTES pairs[CODES_ROWS];
@@ -898,18 +899,21 @@ static void FN(shared_panel)(const codes_call *a, int64_t panel, int64_t first_r
 
 #undef CALL_4
 #undef CALL_4_LEVELS
+#undef CALL_4_SMALL
 #undef CALL_5
 #undef CALL_6
 #undef CALL_8
 #undef CALL_FLOAT8
 #define CALL_4(N, V) FN(codes_tile)(a, class_4, N, V, panel, row, t == 0)
 #define CALL_4_LEVELS(N, V) FN(codes_tile)(a, class_4_levels, N, V, panel, row, t == 0)
+#define CALL_4_SMALL(N, V) FN(codes_tile)(a, class_4_small, N, V, panel, row, t == 0)
 #define CALL_5(N, V) FN(codes_tile)(a, class_5, N, V, panel, row, t == 0)
 #define CALL_6(N, V) FN(codes_tile)(a, class_6, N, V, panel, row, t == 0)
 #define CALL_8(N, V) FN(codes_tile)(a, class_8, N, V, panel, row, t == 0)
 #define CALL_FLOAT8(N, V) FN(float8_tile)(a, N, V, panel, row, t == 0)
 CODES_PANEL(panel_4, CALL_4)
 CODES_PANEL(panel_4_levels, CALL_4_LEVELS)
+CODES_PANEL(panel_4_small, CALL_4_SMALL)
 CODES_PANEL(panel_5, CALL_5)
 CODES_PANEL(panel_6, CALL_6)
 CODES_PANEL(panel_8, CALL_8)
@@ -1177,6 +1181,10 @@ static void FN(shared_panel)(const codes_call *a, int64_t panel, int64_t first_r
           case class_4_levels:
             FN(shared_unpack)(c, class_4_levels, panel, b, end_block, v, &s);
             FN(shared_wide_tiles)(a, &s, row, end, total);
+            break;
+          case class_4_small:
+            FN(shared_unpack)(c, class_4_small, panel, b, end_block, v, &s);
+            FN(shared_bytes_4_tiles)(a, &s, row, end, total);
             break;
           case class_5:
             FN(shared_unpack)(c, class_5, panel, b, end_block, v, &s);

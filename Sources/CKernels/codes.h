@@ -29,6 +29,8 @@ enum {
 typedef enum {
   class_4,
   class_4_levels,
+  // Levels of 5 bits.
+  class_4_small,
   class_5,
   class_6,
   class_8,

@@ -18,7 +18,7 @@
 // Eight sums keep the multipliers busy. Twelve would too, but six rows and a vector of weights beside them are more than
 // the nearest cache holds.
 #define APUS_TILE_ROWS 4
-#define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 4 : (ROWS) == 2 ? 2 : 1)
+#define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 4 : 1)
 #else
 #define APUS_TILE_ROWS 2
 #define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 2 : 1)
