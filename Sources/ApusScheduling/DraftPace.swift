@@ -1,4 +1,4 @@
-public import ApusCore
+import ApusCore
 
 /// What drafting and verifying a token costs, in the time of a step that computes one token.
 public struct DraftCosts: Sendable, Equatable {

@@ -123,9 +123,8 @@ import Testing
   /// Logits that are not numbers behind a draft: what was drawn before them stands, and the next step fails, as in plain
   /// decoding. Behind a rejected draft they matter to nobody.
   @Test func aRowThatCannotBeDrawnFromInsideAVerification() throws {
-    let prompt: [TokenID] = (0..<20).map { $0 * 7 % 61 }
     let clean = try makeTinyModel()
-    func plain(_ model: LoadedModel, _ count: Int) -> (tokens: [TokenID], failure: String?) {
+    func plain(_ model: LoadedModel, _ prompt: [TokenID], _ count: Int) -> (tokens: [TokenID], failure: String?) {
       let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
       sequence.run(prompt, start: 0)
       var tokens = sequence.result.tokens
@@ -135,13 +134,18 @@ import Testing
       }
       return (tokens, sequence.result.failures.first?.reason)
     }
-    let text = plain(clean, 6).tokens
     // The third token of the answer spoils what comes after it; it must not occur before.
+    let prompts = (0..<61).map { start in (0..<12).map { TokenID(($0 * 7 + start) % 61) } }
+    let prompt = try #require(
+      prompts.first { prompt in
+        let text = plain(clean, prompt, 3).tokens
+        return !(prompt + text[..<2]).contains(text[2])
+      })
+    let text = plain(clean, prompt, 6).tokens
     let poison = text[2]
-    #expect(!(prompt + text[..<2]).contains(poison), "choose another prompt")
     let store = PoisonedWeights(DummyWeights(seed: 1, initializerRange: 0.2), token: poison)
     let model = try makeTinyModel(store: store)
-    let expected = plain(model, 6)
+    let expected = plain(model, prompt, 6)
     #expect(expected.tokens == Array(text[..<3]) && expected.failure != nil)
 
     // Accepted, and in the middle of the drafts.

@@ -1,5 +1,5 @@
 import ApusCore
-package import ApusEngine
+import ApusEngine
 import ApusHub
 import ApusScheduling
 import ArgumentParser
@@ -73,9 +73,4 @@ extension EngineOptions {
     configuration.randomSeed = randomSeed
     return configuration
   }
-}
-
-/// The engine's configuration that command-line arguments describe, for tests.
-package func engineConfiguration(of arguments: [String]) async throws -> EngineConfiguration {
-  try await EngineOptions.parse(arguments).configuration(isQuiet: true)
 }

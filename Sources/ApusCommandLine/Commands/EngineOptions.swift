@@ -358,3 +358,8 @@ extension EngineOptions {
     }
   }
 }
+
+/// The engine's configuration that command-line arguments describe, for tests.
+package func engineConfiguration(of arguments: [String]) async throws -> EngineConfiguration {
+  try await EngineOptions.parse(arguments).configuration(isQuiet: true)
+}
