@@ -428,6 +428,76 @@ static void check_rows(int rows, int columns) {
   }
 }
 
+// MARK: Mixtures of experts
+
+// Products of several weights at once have the bits of single layers; rows of no group stay as they are.
+static void check_experts(apus_dtype format, int outputs, int inputs) {
+  enum { groups = 5, per_row = 2 };
+  static const int32_t counts[groups] = {3, 0, 131, 1, 9};
+  int32_t starts[groups];
+  int rows = 1;
+  for (int g = 0; g < groups; g++) {
+    starts[g] = rows;
+    rows += counts[g];
+  }
+  int isas[4], count = levels(isas);
+  float *x = numbers((size_t)rows * inputs, 2), *bias = numbers((size_t)outputs, 1);
+  for (int l = 0; l < count; l++) {
+    apus_linear *weights[groups];
+    apus_group_part parts[groups];
+    apus_context *alone = apus_context_create(1, (apus_isa)isas[l], NULL);
+    float *wanted = exactly((size_t)rows * outputs * 4);
+    memset(wanted, 0, (size_t)rows * outputs * 4);
+    for (int g = 0; g < groups; g++) {
+      float *w = numbers((size_t)outputs * inputs, 1);
+      apus_weight_rows source = {w, APUS_FLOAT32, outputs, NULL};
+      weights[g] = apus_linear_create(outputs, inputs, format);
+      apus_linear_pack(alone, weights[g], &source, 1);
+      free(w);
+      parts[g] = (apus_group_part){weights[g], bias, 0, g};
+      apus_linear_run(
+          alone, weights[g], x + (size_t)starts[g] * inputs, inputs, counts[g], bias,
+          wanted + (size_t)starts[g] * outputs, outputs);
+    }
+    for (int threads = 1; threads <= 5; threads += 2) {
+      apus_context *context = apus_context_create(threads, (apus_isa)isas[l], NULL);
+      apus_groups *memory = apus_groups_create(context);
+      float *out = exactly((size_t)rows * outputs * 4);
+      memset(out, 0, (size_t)rows * outputs * 4);
+      apus_grouped_run(context, memory, parts, groups, starts, counts, x, inputs, out, outputs);
+      EXPECT(
+          memcmp(out, wanted, (size_t)rows * outputs * 4) == 0, "level %d, type %d, %d threads: experts of %dx%d differ",
+          isas[l], format, threads, outputs, inputs);
+      // Rows choose among the groups' outputs, whose halves are joined first.
+      int32_t chosen[7 * per_row];
+      float factors[7 * per_row], *sums = numbers((size_t)7 * outputs, 1), *halves = numbers((size_t)rows * 2 * outputs, 9);
+      apus_routing routing = {outputs, per_row, APUS_SCORE_SIGMOID, 1, 1, 1, 1, 2.5f, bias};
+      if (outputs >= per_row) {
+        apus_route(context, &routing, x, inputs < outputs ? 0 : inputs, inputs < outputs ? 0 : 7, chosen, factors);
+        for (int i = 0; i < 7 * per_row; i++) {
+          EXPECT(
+              inputs < outputs || (chosen[i] >= 0 && chosen[i] < outputs && (i % 2 == 0 || chosen[i] > chosen[i - 1])),
+              "expert %d of %d", chosen[i], outputs);
+        }
+      }
+      for (int i = 0; i < 7 * per_row; i++) chosen[i] = (int32_t)(next() % (uint64_t)rows);
+      for (int i = 0; i < 7 * per_row; i++) factors[i] = number(1);
+      apus_grouped_gate(context, starts, counts, groups, (apus_gate){7, 1.702f}, halves, 2 * outputs, outputs, out, outputs);
+      apus_combine(context, out, outputs, chosen, factors, per_row, 1, bias, 0, 7, outputs, sums, outputs);
+      free(sums);
+      free(halves);
+      free(out);
+      apus_groups_free(memory);
+      apus_context_free(context);
+    }
+    for (int g = 0; g < groups; g++) apus_linear_free(weights[g]);
+    free(wanted);
+    apus_context_free(alone);
+  }
+  free(x);
+  free(bias);
+}
+
 int main(int count, char **arguments) {
   uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 1;
   state = seed;
@@ -478,6 +548,11 @@ int main(int count, char **arguments) {
     check_attention((apus_dtype)dtype, 4, 2, 64, 0, 0);
     check_attention((apus_dtype)dtype, 7, 1, 80, 0, 1);
     check_attention((apus_dtype)dtype, 3, 3, 33, 270, 0);
+  }
+  for (int format = APUS_FLOAT32; format <= APUS_INT8; format++) {
+    check_experts((apus_dtype)format, 1, 1);
+    check_experts((apus_dtype)format, 70, 33);
+    check_experts((apus_dtype)format, 37, 130);
   }
   check_rows(1, 1);
   check_rows(5, 37);
