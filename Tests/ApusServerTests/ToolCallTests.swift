@@ -266,7 +266,7 @@ private func stable(_ answer: Answer) -> [String] {
       (["custom_params": ["thinking_budget": 9, "other": ["x"]]], 9),
     ] as [(JSONValue, Int?)] {
       for promptEnd in ["<think>\n", "<think></think>", "<assistant>"] {
-        let fake = service(promptEnd: promptEnd)
+        let fake = callingService(promptEnd: promptEnd)
         let answer = try await withRoutes(fake) { try await $0.post("/v1/chat/completions", with(chat, members)) }
         #expect(answer.status == 200, "\(answer.text)")
         let sampling = try #require(fake.requests.first?.sampling)
@@ -277,7 +277,7 @@ private func stable(_ answer: Answer) -> [String] {
     }
     // The native API looks at the prompt's end itself.
     for (text, isOpen) in [("Hi<think>\n", true), ("Hi", false)] {
-      let fake = service()
+      let fake = callingService()
       let native: JSONValue = [
         "text": .string(text), "max_thinking_tokens": 5, "sampling_params": ["max_new_tokens": 2],
       ]
@@ -286,16 +286,16 @@ private func stable(_ answer: Answer) -> [String] {
       #expect(fake.requests.first?.sampling.thinkingBudget == 5)
       #expect(fake.requests.first?.sampling.thinkingMarks.isOpen == isOpen)
     }
-    let wrong = try await withRoutes(service()) {
+    let wrong = try await withRoutes(callingService()) {
       try await $0.post("/v1/chat/completions", with(chat, ["thinking_budget": -2]))
     }
     #expect(wrong.status == 400 && wrong.parameter == "thinking_budget")
-    let white = service()
+    let white = callingService()
     _ = try await withRoutes(white) {
       try await $0.post("/v1/chat/completions", with(chat, ["json_whitespace": "compact"]))
     }
     #expect(white.requests.first?.sampling.jsonWhitespace == .compact)
-    let unknown = try await withRoutes(service()) {
+    let unknown = try await withRoutes(callingService()) {
       try await $0.post("/v1/chat/completions", with(chat, ["json_whitespace": "wide"]))
     }
     #expect(unknown.status == 400 && unknown.parameter == "json_whitespace")
