@@ -18,7 +18,8 @@ struct Bench: AsyncParsableCommand {
         apus bench eval --dtype float32
       """,
     subcommands: [
-      BenchServing.self, BenchOffline.self, BenchThroughput.self, BenchKernels.self, BenchScheduler.self,
+      BenchServing.self, BenchOffline.self, BenchThroughput.self, BenchKernels.self, BenchQuality.self,
+      BenchScheduler.self,
       BenchStartup.self, BenchEval.self, BenchGrammar.self, BenchTokenizer.self,
     ])
 }
