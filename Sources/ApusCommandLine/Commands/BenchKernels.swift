@@ -45,8 +45,8 @@ struct BenchKernels: ParsableCommand {
       switch self {
       case .float32, .float16: .float32
       case .bfloat16, .fp8: .bfloat16
-      case .int8, .int8Group, .q8_0, .mxfp4: .int8
-      case .int4, .q4_0, .q4_k, .q5_k, .q6_k: .codes
+      case .int8, .int8Group, .q8_0: .int8
+      case .int4, .q4_0, .q4_k, .q5_k, .q6_k, .mxfp4: .codes
       }
     }
   }
