@@ -8,16 +8,21 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 ARGS ?=
 
-.PHONY: serve test build setup fmt lint bench golden docs clean
+.PHONY: serve test client-checks client-setup build setup fmt lint bench golden docs clean
 
 ## serve: build and serve a model on port 8000 (MODEL=path of a checkpoint; the demo model by default)
 serve: build
 	$(shell $(SWIFT) build $(FLAGS) --show-bin-path 2>/dev/null)/apus serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
-## test: build and pass every test
-test: setup lint
+## test: build and pass every test, those with the official Python clients included (CLIENT_CHECKS=skip leaves these out)
+test: setup client-setup lint
 	$(SWIFT) build $(FLAGS) --build-tests
 	$(SWIFT) test $(FLAGS) --skip-build
+	Scripts/client_checks.sh run "$$($(SWIFT) build $(FLAGS) --show-bin-path)/apus"
+
+## client-checks: the checks with the official Python clients alone
+client-checks: build client-setup
+	Scripts/client_checks.sh run "$$($(SWIFT) build $(FLAGS) --show-bin-path)/apus"
 
 ## build: the `apus` executable, in release
 build: setup
@@ -25,6 +30,10 @@ build: setup
 
 setup:
 	@Scripts/setup.sh
+
+# Before the build, so that a machine without the package registry says so at once.
+client-setup: setup
+	@Scripts/client_checks.sh setup
 
 ## fmt: format every Swift file
 fmt:

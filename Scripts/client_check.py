@@ -19,19 +19,22 @@ class Skip(Exception):
   """Raised by a check that this server or this call gives nothing to check."""
 
 
-def main(description, client, make_subject, base):
+def main(description, client, make_subject, base, add_arguments=None):
   """Runs all checks and returns the exit status: 0 if none failed, else 1.
 
   description: the script's docstring, of which the first line is shown.
   client: the client's name and version.
   make_subject: makes the subject of the server's address and its key.
   base: an example of the address.
+  add_arguments: adds arguments to the parser; the subject is then made of the parsed ones, too.
   """
   parser = argparse.ArgumentParser(description=description.splitlines()[0])
   parser.add_argument("url", help=f"the server, such as {base}")
   parser.add_argument("--api-key", help="the key that the server was started with")
+  if add_arguments:
+    add_arguments(parser)
   arguments = parser.parse_args()
-  subject = make_subject(arguments.url, arguments.api_key)
+  subject = make_subject(arguments.url, arguments.api_key, *([arguments] if add_arguments else []))
   failures = 0
   for function in CHECKS:
     try:

@@ -1,24 +1,26 @@
 #!/usr/bin/env python3
-"""Checks the embeddings of a running Apus server with the official OpenAI client, and compares its vectors with
-Hugging Face transformers.
+"""Checks the embeddings of a running Apus server with the official OpenAI client.
 
-    python3 -m venv .venv && .venv/bin/pip install openai numpy torch transformers
-    apus serve DIRECTORY --port 8000
-    .venv/bin/python Scripts/embedding_client_check.py http://127.0.0.1:8000/v1 --model-directory DIRECTORY
+    python3 -m venv .venv && .venv/bin/pip install openai
+    apus serve DIRECTORY --is-embedding --port 8000
+    .venv/bin/python Scripts/embedding_client_check.py http://127.0.0.1:8000/v1 [--api-key KEY]
 
-DIRECTORY holds a sentence-transformers encoder such as all-MiniLM-L6-v2. Prints one line per check and exits with 0 if all
-passed, else with 1. Without --model-directory nothing is compared.
+With --model-directory DIRECTORY, which holds a sentence-transformers encoder such as all-MiniLM-L6-v2, the vectors are
+compared with Hugging Face transformers' (needs torch, transformers and numpy). --speed measures tokens per second, too.
+Prints one line per check and exits with 0 if all of them passed, else with 1.
 """
 
-import argparse
 import json
+import math
 import pathlib
 import sys
 import time
 import urllib.request
 
-import numpy as np
 import openai
+
+import client_check
+from client_check import Skip, check
 
 TEXTS = [
   "That is a happy person", "That is a very happy dog", "Today is a sunny day", "x", "Ça alors, l'été à Zürich!", "東京は日本の首都です。",
@@ -26,95 +28,154 @@ TEXTS = [
 ]
 
 
-def reference(directory, texts):
-  """Vectors as sentence-transformers computes them: each text alone, so that there is no padding."""
-  import torch
-  import transformers
+class Subject:
+  """The server under test, and the vectors of the texts."""
 
-  directory = pathlib.Path(directory)
-  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-  model = transformers.AutoModel.from_pretrained(directory, attn_implementation="eager").eval().float()
-  pooling = json.loads((directory / "1_Pooling" / "config.json").read_text())
-  vectors = []
-  for text in texts:
-    ids = torch.tensor([tokenizer(text, padding=False, truncation=False)["input_ids"]])
-    with torch.no_grad():
-      hidden = model(ids).last_hidden_state[0]
-    vector = hidden.mean(0) if pooling.get("pooling_mode_mean_tokens") else hidden[0]
-    vectors.append((vector / vector.norm()).numpy())
-  return np.stack(vectors)
+  def __init__(self, url, key, options):
+    self.url = url
+    self.key = key
+    self.options = options
+    self.client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=600)
+    self.model = self.client.models.list().data[0].id
+    self.answer = self.embed(TEXTS)
+    self.vectors = [item.embedding for item in self.answer.data]
 
+  def embed(self, input, **fields):
+    return self.client.embeddings.create(model=self.model, input=input, **fields)
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("url")
-  parser.add_argument("--model-directory")
-  parser.add_argument("--api-key", default="none")
-  parser.add_argument("--speed", action="store_true", help="also measures tokens per second")
-  options = parser.parse_args()
-  client = openai.OpenAI(base_url=options.url, api_key=options.api_key, max_retries=0, timeout=600)
-  model = client.models.list().data[0].id
-  failures = 0
-
-  def check(name, is_right, note=""):
-    nonlocal failures
-    failures += not is_right
-    print("ok  " if is_right else "FAIL", name, note)
-
-  def post(path, body):
+  def post(self, path, body):
     request = urllib.request.Request(
-      options.url + path, json.dumps(body).encode(),
-      {"Content-Type": "application/json", "Authorization": "Bearer " + options.api_key})
+      self.url + path, json.dumps(body).encode(),
+      {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or 'none'}"})
     with urllib.request.urlopen(request, timeout=600) as answer:
       return json.load(answer)
 
-  # The client asks for base 64 by itself and decodes it.
-  answer = client.embeddings.create(model=model, input=TEXTS)
-  vectors = np.array([item.embedding for item in answer.data], dtype=np.float32)
-  check("one vector for each text, in order", [item.index for item in answer.data] == list(range(len(TEXTS))))
-  check("vectors of length one", np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5))
-  check("usage", answer.usage.prompt_tokens == answer.usage.total_tokens > len(TEXTS))
 
-  plain = client.embeddings.create(model=model, input=TEXTS, encoding_format="float")
-  check("float and base64 are equal", np.array_equal(np.array([d.embedding for d in plain.data], np.float32), vectors))
-  alone = [client.embeddings.create(model=model, input=text).data[0].embedding for text in TEXTS]
-  check("a text alone has the same bits", np.array_equal(np.array(alone, dtype=np.float32), vectors))
+def add_arguments(parser):
+  parser.add_argument("--model-directory", help="the encoder that is served, to compare its vectors")
+  parser.add_argument("--speed", action="store_true", help="also measures tokens per second")
 
-  short = client.embeddings.create(model=model, input=TEXTS, dimensions=16)
-  cut = vectors[:, :16] / np.linalg.norm(vectors[:, :16], axis=1, keepdims=True)
-  check("dimensions cuts and normalises", np.allclose([d.embedding for d in short.data], cut, atol=1e-6))
 
-  for name, body in [
-    ("an empty text", {"input": ""}), ("no text", {"input": []}), ("too many dimensions", {"input": "a", "dimensions": 1 << 20}),
-    ("a text that is too long", {"input": "word " * 20000}), ("too many texts", {"input": ["a"] * 2049}),
-  ]:
+def close(left, right, tolerance):
+  return len(left) == len(right) and all(abs(a - b) <= tolerance for a, b in zip(left, right))
+
+
+def dot(left, right):
+  return math.fsum(a * b for a, b in zip(left, right))
+
+
+@check
+def vectors_come_in_order(s):
+  assert [item.index for item in s.answer.data] == list(range(len(TEXTS)))
+  assert len({tuple(vector) for vector in s.vectors}) == len(TEXTS)
+  assert s.answer.usage.prompt_tokens == s.answer.usage.total_tokens > len(TEXTS), s.answer.usage
+
+
+@check
+def vectors_have_length_one(s):
+  for vector in s.vectors:
+    assert abs(dot(vector, vector) - 1) < 1e-4, dot(vector, vector)
+
+
+@check
+def floats_equal_base64(s):
+  # The client asks for base 64 by itself and decodes it. Both spell the same float32.
+  plain = s.embed(TEXTS, encoding_format="float")
+  assert all(close(item.embedding, vector, 1e-7) for item, vector in zip(plain.data, s.vectors))
+
+
+@check
+def a_text_alone_has_the_same_bits(s):
+  for text, vector in zip(TEXTS, s.vectors):
+    assert s.embed(text).data[0].embedding == vector, text
+
+
+@check
+def dimensions_cut_and_normalise(s):
+  for item, vector in zip(s.embed(TEXTS, dimensions=16).data, s.vectors):
+    length = math.sqrt(dot(vector[:16], vector[:16]))
+    assert close(item.embedding, [value / length for value in vector[:16]], 1e-6)
+
+
+@check
+def bad_values_are_bad_requests(s):
+  def bad(parameter, **fields):
     try:
-      client.embeddings.create(model=model, **body)
-      check(name + " is refused", False)
+      s.embed(**fields)
     except openai.BadRequestError as error:
-      check(name + " is refused", True, str(error.body.get("message", ""))[:90])
+      assert error.param == parameter and error.body["message"], error.body
+      return
+    raise AssertionError(f"{parameter} was taken")
 
-  cosines = [float(vectors[0] @ vector) for vector in vectors[1:]]
-  scores = [item["score"] for item in post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]})["data"]]
-  check("scores are cosines", np.allclose(scores, cosines, atol=1e-6))
-  ranked = post("/rerank", {"query": TEXTS[0], "documents": TEXTS[1:], "top_n": 3})["results"]
-  order = sorted(range(len(cosines)), key=lambda index: -cosines[index])[:3]
-  check("rerank sorts by score", [item["index"] for item in ranked] == order)
+  bad("input", input="")
+  bad("input", input=[])
+  bad("dimensions", input="a", dimensions=1 << 20)
+  bad("input", input="word " * 20000)
+  bad("input", input=["a"] * 2049)
 
-  if options.model_directory:
-    wanted = reference(options.model_directory, TEXTS)
-    difference = float(np.abs(vectors - wanted).max())
-    check("vectors equal transformers'", difference < 1e-5, f"largest difference {difference:.2e}")
 
-  if options.speed:
-    for words, count in [(12, 1024), (200, 128)]:
-      texts = [" ".join(f"word{(i * 7 + j) % 97}" if j % 5 == 0 else "time" for j in range(words // 2)) for i in range(count)]
-      begin = time.perf_counter()
-      used = client.embeddings.create(model=model, input=texts).usage.prompt_tokens
-      seconds = time.perf_counter() - begin
-      print(f"     {count} texts of {used / count:.0f} tokens: {used / seconds:.0f} tokens/s, {count / seconds:.0f} texts/s")
-  return 1 if failures else 0
+@check
+def a_wrong_key_is_unauthorized(s):
+  if not s.key:
+    raise Skip("no --api-key given")
+  try:
+    openai.OpenAI(base_url=s.url, api_key=s.key + "x", max_retries=0).embeddings.create(model=s.model, input="a")
+  except openai.AuthenticationError:
+    return
+  raise AssertionError("a wrong key was taken")
+
+
+@check
+def scores_are_cosines(s):
+  scores = [item["score"] for item in s.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]})["data"]]
+  assert close(scores, [dot(s.vectors[0], vector) for vector in s.vectors[1:]], 1e-5), scores
+
+
+@check
+def rerank_sorts_by_score(s):
+  ranked = s.post("/rerank", {"query": TEXTS[0], "documents": TEXTS[1:], "top_n": 3})["results"]
+  scores = [item["score"] for item in s.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]})["data"]]
+  order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:3]
+  assert [item["index"] for item in ranked] == order, (ranked, scores)
+
+
+@check
+def vectors_equal_those_of_transformers(s):
+  if not s.options.model_directory:
+    raise Skip("no --model-directory given")
+  import numpy as np
+  import torch
+  import transformers
+
+  # As sentence-transformers computes them: each text alone, so that there is no padding.
+  directory = pathlib.Path(s.options.model_directory)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+  model = transformers.AutoModel.from_pretrained(directory, attn_implementation="eager").eval().float()
+  pooling = json.loads((directory / "1_Pooling" / "config.json").read_text())
+  largest = 0
+  for text, vector in zip(TEXTS, s.vectors):
+    ids = torch.tensor([tokenizer(text, padding=False, truncation=False)["input_ids"]])
+    with torch.no_grad():
+      hidden = model(ids).last_hidden_state[0]
+    wanted = hidden.mean(0) if pooling.get("pooling_mode_mean_tokens") else hidden[0]
+    wanted = (wanted / wanted.norm()).numpy()
+    largest = max(largest, float(np.abs(np.array(vector, dtype=np.float32) - wanted).max()))
+  print(f"      largest difference {largest:.2e}")
+  assert largest < 1e-5, largest
+
+
+@check
+def speed(s):
+  if not s.options.speed:
+    raise Skip("no --speed given")
+  for words, count in [(12, 1024), (200, 128)]:
+    texts = [" ".join(f"word{(i * 7 + j) % 97}" if j % 5 == 0 else "time" for j in range(words // 2)) for i in range(count)]
+    begin = time.perf_counter()
+    used = s.embed(texts).usage.prompt_tokens
+    seconds = time.perf_counter() - begin
+    print(f"      {count} texts of {used / count:.0f} tokens: {used / seconds:.0f} tokens/s, {count / seconds:.0f} texts/s")
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(
+    client_check.main(__doc__, f"openai {openai.__version__} embeddings", Subject, "http://127.0.0.1:8000/v1", add_arguments))

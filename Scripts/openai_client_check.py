@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import time
+import typing
 
 import openai
 import pydantic
@@ -387,16 +388,120 @@ def reasoning_is_separated(s):
   assert streamed == reasoning, (streamed, reasoning)
 
 
+def has_template(s):
+  """Skips a check where the model has no chat template."""
+  s.chat(max_tokens=1)
+
+
+class Weather(pydantic.BaseModel):
+  """The weather in a city."""
+
+  city: typing.Literal["Oslo", "Rome", "Lima"]
+  days: list[typing.Literal["today", "tomorrow"]] = pydantic.Field(max_length=2)
+
+
+class Person(pydantic.BaseModel):
+  # Bounded, so that the text is whole whatever the model writes.
+  name: str = pydantic.Field(max_length=12)
+  age: int = pydantic.Field(ge=0, le=150)
+
+
+# Room for all that a grammar lets a model write: up to 128 bytes of whitespace wherever JSON may have some.
+ROOM = 1200
+
+
+def parsed_chat(s, **fields):
+  return s.client.chat.completions.parse(
+    **{"model": s.model, "messages": [{"role": "user", "content": "Extract: Bob is 7 years old."}], "temperature": 0,
+       "max_tokens": ROOM, **fields})
+
+
+@check
+def chat_parses_into_a_model(s):
+  has_template(s)
+  answer = parsed_chat(s, response_format=Person)
+  person = answer.choices[0].message.parsed
+  assert isinstance(person, Person) and Person.model_validate_json(answer.choices[0].message.content) == person, answer
+
+
+@check
+def chat_streaming_helper(s):
+  has_template(s)
+  whole = parsed_chat(s, response_format=Person)
+  text, done = "", None
+  with s.client.chat.completions.stream(
+    model=s.model, messages=[{"role": "user", "content": "Extract: Bob is 7 years old."}], temperature=0,
+    max_tokens=ROOM, response_format=Person, stream_options={"include_usage": True}) as stream:
+    for event in stream:
+      if event.type == "content.delta":
+        text += event.delta
+        assert event.snapshot == text, event
+      elif event.type == "content.done":
+        done = event
+    final = stream.get_final_completion()
+  assert text == done.content == whole.choices[0].message.content, (text, done, whole)
+  assert final.choices[0].message.parsed == done.parsed == whole.choices[0].message.parsed, (final, whole)
+  assert final.usage.completion_tokens == whole.usage.completion_tokens, (final.usage, whole.usage)
+
+
+def forced_tool(s, call):
+  """Runs a call with a forced tool; skipped where the model's template shows no format of calls."""
+  try:
+    return call()
+  except openai.BadRequestError as error:
+    if error.param == "tool_choice":
+      raise Skip("the chat template shows no format of tool calls") from error
+    raise
+
+
+@check
+def chat_tool_loop(s):
+  """A conversation that goes on until the model calls nothing more: at most four turns, the first call forced."""
+  has_template(s)
+  tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
+  messages = [{"role": "user", "content": "What is the weather in Oslo?"}]
+  first = forced_tool(
+    s, lambda: parsed_chat(s, messages=messages, tools=tools, tool_choice=FORCED, parallel_tool_calls=False))
+  call = first.choices[0].message.tool_calls[0]
+  assert isinstance(call.function.parsed_arguments, Weather), call
+  choice = first.choices[0]
+  for _ in range(3):
+    messages.append(choice.message)
+    for call in choice.message.tool_calls or []:
+      messages.append({"role": "tool", "tool_call_id": call.id, "content": "Snow, -3 degrees."})
+    if not choice.message.tool_calls:
+      break
+    choice = s.chat(messages=messages, tools=tools, max_tokens=64).choices[0]
+    assert choice.message.content or choice.message.tool_calls or choice.message.model_extra, choice
+  print("      the loop's last turn:", choice.message.model_dump(exclude_none=True))
+
+
+@check
+def chat_streaming_helper_with_tools(s):
+  has_template(s)
+  tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
+  fields = {"messages": [{"role": "user", "content": "What is the weather in Oslo?"}], "tools": tools,
+            "tool_choice": FORCED, "parallel_tool_calls": False}
+  whole = forced_tool(s, lambda: parsed_chat(s, **fields)).choices[0].message.tool_calls[0].function
+  text, done = "", []
+  with s.client.chat.completions.stream(model=s.model, temperature=0, max_tokens=ROOM, **fields) as stream:
+    for event in stream:
+      if event.type == "tool_calls.function.arguments.delta":
+        text += event.arguments_delta
+      elif event.type == "tool_calls.function.arguments.done":
+        done.append(event)
+    final = stream.get_final_completion()
+  assert [event.name for event in done] == ["get_weather"], done
+  assert text == done[0].arguments == whole.arguments, (text, done, whole)
+  assert done[0].parsed_arguments == whole.parsed_arguments, (done, whole)
+  assert final.choices[0].message.tool_calls[0].function.parsed_arguments == whole.parsed_arguments, final
+
+
 def respond(s, **fields):
   """A response to a question."""
   fields = {"model": s.model, "input": "What is the capital of France?", "max_output_tokens": 32, "temperature": 0,
             **fields}
   return s.client.responses.create(**fields)
-
-
-def has_template(s):
-  """Skips a check where the model has no chat template."""
-  s.chat(max_tokens=1)
 
 
 @check
@@ -452,20 +557,66 @@ def responses_follow_each_other(s):
     openai.NotFoundError, 404, lambda: respond(s, previous_response_id="resp_none"), parameter="previous_response_id")
 
 
-class Person(pydantic.BaseModel):
-  name: str
-  age: int
-
-
 @check
 def responses_parse_into_a_model(s):
   has_template(s)
-  # Without a limit, so that the text is whole whatever the model writes.
   answer = s.client.responses.parse(
-    model=s.model, input="Extract: Bob is 7 years old.", text_format=Person, temperature=0, max_output_tokens=200)
+    model=s.model, input="Extract: Bob is 7 years old.", text_format=Person, temperature=0,
+    max_output_tokens=ROOM)
   assert answer.status == "completed", answer
   assert isinstance(answer.output_parsed, Person), answer.output
   assert answer.text.format.name == "Person", answer.text
+
+
+@check
+def responses_streaming_helper(s):
+  has_template(s)
+  fields = {"model": s.model, "input": "Extract: Bob is 7 years old.", "temperature": 0, "max_output_tokens": ROOM,
+            "text_format": Person}
+  whole = s.client.responses.parse(**fields)
+  text = ""
+  with s.client.responses.stream(**fields) as stream:
+    for event in stream:
+      if event.type == "response.output_text.delta":
+        text += event.delta
+        assert event.snapshot == text, event
+    final = stream.get_final_response()
+  assert text == whole.output_text and isinstance(final.output_parsed, Person), (final, whole)
+  assert final.output_parsed == whole.output_parsed, (final, whole)
+
+
+@check
+def responses_tool_loop(s):
+  """A streamed conversation that goes on until the model calls nothing more: at most four turns, the first call forced."""
+  has_template(s)
+  tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
+  choice = {"type": "function", "name": "get_weather"}
+  previous, items, calls = None, "What is the weather in Oslo?", 0
+
+  def turn():
+    with s.client.responses.stream(
+      model=s.model, input=items, previous_response_id=previous, tools=tools, tool_choice=choice, temperature=0,
+      parallel_tool_calls=False, max_output_tokens=64 if calls else ROOM) as stream:
+      for event in stream:
+        last = event
+    assert last.type in ("response.completed", "response.incomplete"), last
+    return last.response
+
+  for _ in range(4):
+    answer = forced_tool(s, turn)
+    choice = "auto"
+    items = [
+      {"type": "function_call_output", "call_id": item.call_id, "output": "Snow, -3 degrees."}
+      for item in answer.output if item.type == "function_call"
+    ]
+    if calls == 0:
+      first = [item for item in answer.output if item.type == "function_call"]
+      assert len(first) == 1 and Weather.model_validate_json(first[0].arguments), answer
+    calls += len(items)
+    previous = answer.id
+    if not items:
+      break
+  assert calls > 0
 
 
 @check

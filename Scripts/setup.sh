@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what a build needs beside the Swift toolchain and git: a few Debian packages. Does nothing where they are there.
+# Installs what a build needs beside the Swift toolchain and git: a few Debian packages, and those given as arguments. Does
+# nothing where they are there.
 set -euo pipefail
 
 if ! command -v swift >/dev/null; then
@@ -15,7 +16,7 @@ fi
 # libc6-dev, libstdc++-12-dev: C and C++ headers for the packages' C targets. zlib1g-dev: HTTP compression in NIO.
 # libsqlite3-dev: GRDB, which keeps responses, files and batches.
 # openssl (the program): tests make a certificate of their own with it.
-needed=(libc6-dev libstdc++-12-dev zlib1g-dev libsqlite3-dev openssl ca-certificates)
+needed=(libc6-dev libstdc++-12-dev zlib1g-dev libsqlite3-dev openssl ca-certificates "$@")
 missing=()
 if command -v dpkg-query >/dev/null; then
   for package in "${needed[@]}"; do

@@ -27,8 +27,13 @@ def main() -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     saved = torch.load(Path(arguments.checkpoint) / "checkpoint.pt", weights_only=True)
-    weights = {name: value.to(torch.bfloat16).contiguous() for name, value in sorted(saved["model"].items())}
+    ours = build(config)
+    ours.load_state_dict(saved["model"])
+    # transformers and others keep the router's bias in float32; it is few numbers.
+    weights = {name: (value if "bias" in name else value.to(torch.bfloat16)).contiguous()
+               for name, value in sorted(ours.checkpoint().items())}
     save_file(weights, str(out / "model.safetensors"), metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (out / "generation_config.json").write_text(json.dumps({
         "bos_token_id": None, "do_sample": False, "eos_token_id": [config["eos_token_id"], config["pad_token_id"]],
@@ -45,8 +50,8 @@ def main() -> None:
             "loss": round(sum(entry["loss"] for entry in group) / len(group), 4)}) for group in groups) + "\n]\n")
 
     from transformers import AutoModelForCausalLM
-    ours = build(config)
-    ours.load_state_dict({name: value.float() for name, value in weights.items()})
+    ours.load_checkpoint({name: value.float() for name, value in weights.items()})
+    # It says which weights it leaves out: those of the MTP layer, which transformers does not run.
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     tokens = torch.randint(0, config["vocab_size"], (2, 100), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

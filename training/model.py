@@ -167,6 +167,13 @@ class Qwen3(nn.Module):
         """Float32 logits of every position, for checks."""
         return self.model(tokens, torch.float32) @ self.model.embed_tokens.weight.T
 
+    def checkpoint(self) -> dict[str, torch.Tensor]:
+        """The weights by the names that transformers gives them."""
+        return self.state_dict()
+
+    def load_checkpoint(self, found: dict[str, torch.Tensor]) -> None:
+        self.load_state_dict(found)
+
     def take_loads(self) -> None:
         """There are no experts to count."""
         return None

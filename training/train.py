@@ -24,6 +24,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -31,6 +32,7 @@ import chat
 import corpus
 from initialise import initialise
 from model_moe import build
+from upcycle import fit_loss, upcycle
 
 CHUNK = 2000
 
@@ -50,42 +52,52 @@ def orthogonal(gradient: torch.Tensor, steps: int = 4) -> torch.Tensor:
 
 
 class Muon:
-    """Muon over matrices, those of one shape worked out together."""
+    """Muon over matrices, those of one shape worked out together. A stack of matrices is as many matrices."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float, threads: int = 1):
         self.momentum, self.decay = momentum, decay
-        self.groups: dict[tuple, list[torch.nn.Parameter]] = {}
+        self.groups: dict[tuple, list[tuple]] = {}
         for parameter in parameters:
-            self.groups.setdefault(tuple(parameter.shape), []).append(parameter)
+            for index in range(len(parameter)) if parameter.ndim == 3 else [...]:
+                self.groups.setdefault(tuple(parameter.shape[-2:]), []).append((parameter, index))
         # Matrices are worked out on as many threads as there are workers, several of a shape together.
         self.threads = ThreadPoolExecutor(threads)
         self.count = threads
-        self.buffers = {shape: torch.zeros(len(group), *shape, device=group[0].device)
+        self.buffers = {shape: torch.zeros(len(group), *shape, device=group[0][0].device)
                         for shape, group in self.groups.items()}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         pieces = []
         for shape, group in self.groups.items():
-            for first in range(self.count):
-                pieces.append((shape, range(first, len(group), self.count), rate))
-        pieces.sort(key=lambda piece: -len(piece[1]) * piece[0][0] * piece[0][1])
+            size = max(1, min(-(-len(group) // self.count), 2**21 // (shape[0] * shape[1])))
+            for first in range(0, len(group), size):
+                pieces.append((shape, slice(first, first + size), rate))
+        pieces.sort(key=lambda piece: -(piece[1].stop - piece[1].start) * piece[0][0] * piece[0][1])
         list(self.threads.map(self.update, pieces))
 
     @torch.no_grad()
     def update(self, piece: tuple) -> None:
         shape, members, rate = piece
-        if not len(members):
-            return
-        group = self.groups[shape]
-        gradient = torch.stack([group[index].grad for index in members])
-        buffer = self.buffers[shape][members.start:: self.count]
+        group = self.groups[shape][members]
+        gradient = torch.stack([parameter.grad[index] for parameter, index in group])
+        # Matrices that nothing used, such as experts without a token, rest: a fading momentum would move them all the same.
+        used = gradient.flatten(1).any(1).nonzero().flatten().tolist()
+        if len(used) < len(group):
+            group, gradient = [group[at] for at in used], gradient[used]
+            members = [range(*members.indices(len(self.buffers[shape])))[at] for at in used]
+            if not used:
+                return
+        buffer = self.buffers[shape][members]
         buffer.lerp_(gradient, 1 - self.momentum)
+        if isinstance(members, list):
+            self.buffers[shape][members] = buffer
         update = orthogonal(gradient.lerp(buffer, self.momentum)).float()
         scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
-        for at, index in enumerate(members):
-            group[index].mul_(1 - rate * self.decay)
-            group[index].sub_(update[at], alpha=scale)
+        for at, (parameter, index) in enumerate(group):
+            matrix = parameter.data[index]
+            matrix.mul_(1 - rate * self.decay)
+            matrix.sub_(update[at], alpha=scale)
 
 
 def encode(tokenizer: Tokenizer, conversation: dict, prompt_weight: float) -> tuple[list[int], list[float]]:
@@ -165,16 +177,32 @@ def short_floats(device: str) -> bool:
     return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def loss_of(model: torch.nn.Module, piece: tuple, total: float, device: str) -> torch.Tensor:
-    """The share of a micro-batch in the mean loss of its step."""
+def loss_of(model: torch.nn.Module, teacher: torch.nn.Module | None, piece: tuple, total: float, way: dict,
+            device: str) -> torch.Tensor:
+    """The share of a micro-batch in the mean loss of its step.
+
+    way: how the step is trained. fit: attention on the teacher's activations, as one of so many micro-batches.
+    teacher_share: how much of the loss is the divergence from the teacher. ahead: whether the MTP layer is trained.
+    """
     tokens, targets, weights, picked = (part.to(device) for part in piece)
-    if not short_floats(device):
-        return model(tokens, targets, weights, picked, torch.float32) / total
-    with torch.autocast(device, torch.bfloat16):
-        return model(tokens, targets, weights, picked, torch.bfloat16) / total
+    dtype = torch.bfloat16 if short_floats(device) else torch.float32
+    with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        if not way:
+            return model(tokens, targets, weights, picked, dtype) / total
+        if way["fit"]:
+            errors, hidden = fit_loss(model, teacher, tokens)
+            where, keep = model.early(picked, tokens.shape[1])
+            ahead = F.cross_entropy(model.head(model.model.ahead(tokens, hidden, where)), targets[keep], reduction="none")
+            return errors.sum() / way["fit"] + (ahead * weights[keep]).sum() / total
+        logits = None
+        if way["teacher_share"] > 0:
+            with torch.no_grad():
+                hidden = teacher.model(tokens, dtype, picked)
+                logits = F.linear(hidden, teacher.model.embed_tokens.weight.to(dtype)).float()
+        return model(tokens, targets, weights, picked, dtype, logits, way["teacher_share"], way["ahead"]) / total
 
 
-def work(model: torch.nn.Module, gradients: torch.Tensor, jobs, results) -> None:
+def work(model: torch.nn.Module, teacher: torch.nn.Module | None, gradients: torch.Tensor, jobs, results) -> None:
     """A worker process: adds the gradients of the micro-batches it draws to its own shared buffer."""
     torch.set_num_threads(1)
     for module in model.modules():
@@ -188,9 +216,28 @@ def work(model: torch.nn.Module, gradients: torch.Tensor, jobs, results) -> None
         job = jobs.get()
         if job is None:
             return
-        loss = loss_of(model, job[0], job[1], "cpu")
+        loss = loss_of(model, teacher, *job, "cpu")
         loss.backward()
         results.put((loss.item(), model.take_loads()))
+
+
+def load_dense(folder: Path) -> torch.nn.Module:
+    """The dense model of a model folder, its weights as they are."""
+    teacher = build(json.loads((folder / "config.json").read_text()))
+    teacher.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return teacher.requires_grad_(False)
+
+
+def ways(state: dict, settings: dict, count: int) -> list[dict]:
+    """How each micro-batch of the next step is trained; nothing to say for a model without a teacher."""
+    if "teacher" not in settings:
+        return [{}] * count
+    # Text takes the teacher's place by and by.
+    left = 1 - state["step"] / settings["teacher_until_step"]
+    share = settings["ahead_share"]
+    return [{"fit": count if state["step"] < settings["fit_steps"] else 0,
+             "teacher_share": max(0.0, settings["teacher_share"] * left),
+             "ahead": int((index + 1) * share) > int(index * share)} for index in range(count)]
 
 
 def rate_factor(step: int, settings: dict) -> float:
@@ -228,14 +275,24 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(settings["seed"])
     model = build(config["model"])
+    teacher = load_dense(Path(__file__).parent / settings["teacher"]) if "teacher" in settings else None
+    checkpoint = out / "checkpoint.pt"
+    going_on = arguments.resume and checkpoint.exists()
     if arguments.warm_start:
         loaded = load_file(Path(arguments.warm_start) / "model.safetensors")
-        model.load_state_dict({name: value.float() for name, value in loaded.items()})
+        model.load_checkpoint({name: value.float() for name, value in loaded.items()})
+    elif teacher is not None and not going_on:
+        torch.set_num_threads(max(1, arguments.workers))
+        upcycle(model, teacher, tokenizer, settings["seed"])
+        torch.set_num_threads(1)
     elif settings.get("structured_start"):
         initialise(model, tokenizer, settings["seed"])
     model.to(device)
+    if teacher is not None:
+        teacher.to(device)
     named = dict(model.named_parameters())
-    matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n]
+    matrices = [p for n, p in named.items() if p.ndim > 1 and "embed" not in n and "mlp.gate.weight" not in n]
+    routers = [p for n, p in named.items() if "mlp.gate.weight" in n]
     muon = Muon(matrices, settings["momentum"], settings["weight_decay"], max(1, arguments.workers))
     adam = torch.optim.AdamW([
         {"params": [p for n, p in named.items() if "embed" in n], "peak": settings["learning_rate_embedding"]},
@@ -244,10 +301,10 @@ def main() -> None:
         # The last norm is also the scale of the logits: it may begin small, and its steps must be as small.
         {"params": [named["model.norm.weight"]],
          "peak": settings["learning_rate_norms"] * named["model.norm.weight"].mean().item()},
+        *([{"params": routers, "peak": settings["learning_rate_routers"]}] if routers else []),
     ], betas=(0.9, 0.98), weight_decay=0.0)
-    state = {"step": 0, "chunk": 0, "batch": 0, "tokens": 0, "seconds": 0.0}
-    checkpoint = out / "checkpoint.pt"
-    if arguments.resume and checkpoint.exists():
+    state = {"step": 0, "chunk": settings.get("first_chunk", 0), "batch": 0, "tokens": 0, "seconds": 0.0}
+    if going_on:
         saved = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(saved["model"])
         adam.load_state_dict(saved["adam"])
@@ -267,10 +324,12 @@ def main() -> None:
     if not alone:
         # Each worker draws small pieces of every step, so a processor that is busy elsewhere holds up little.
         model.share_memory()
+        if teacher is not None:
+            teacher.share_memory()
         processes = torch.multiprocessing.get_context("spawn")
         jobs, results = processes.SimpleQueue(), processes.SimpleQueue()
         gradients = torch.zeros(arguments.workers, size).share_memory_()
-        workers = [processes.Process(target=work, args=(model, gradients[index], jobs, results), daemon=True)
+        workers = [processes.Process(target=work, args=(model, teacher, gradients[index], jobs, results), daemon=True)
                    for index in range(arguments.workers)]
         for process in workers:
             process.start()
@@ -303,13 +362,13 @@ def main() -> None:
         if alone:
             summed.zero_()
             done = []
-            for piece in part:
-                value = loss_of(model, piece, total, device)
+            for piece, way in zip(part, ways(state, settings, count)):
+                value = loss_of(model, teacher, piece, total, way, device)
                 value.backward()
                 done.append((value.item(), model.take_loads()))
         else:
-            for piece in part:
-                jobs.put((piece, total))
+            for piece, way in zip(part, ways(state, settings, count)):
+                jobs.put((piece, total, way))
             done = [results.get() for _ in part]
             torch.sum(gradients, 0, out=summed)
             gradients.zero_()
@@ -320,9 +379,13 @@ def main() -> None:
             if factor <= 0:
                 break
         norm = torch.nn.utils.clip_grad_norm_([p for g in adam.param_groups for p in g["params"]], 1.0)
+        fitting = teacher is not None and state["step"] < settings["fit_steps"]
         muon.step(settings["learning_rate_matrices"] * factor)
         for group in adam.param_groups:
-            group["lr"] = group["peak"] * factor
+            # While layers are fitted to the teacher's activations, the embedding and the last norm are the teacher's.
+            held = fitting and (group["params"][0] is named["model.embed_tokens.weight"] or
+                                group["params"][0] is named["model.norm.weight"])
+            group["lr"] = 0.0 if held else group["peak"] * factor
         adam.step()
         if done[0][1] is not None:
             model.balance(torch.stack([loads for _, loads in done]).sum(0), settings["balance_speed"] * factor)

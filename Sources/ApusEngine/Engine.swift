@@ -4,7 +4,7 @@ import ApusGrammar
 import ApusModels
 import ApusScheduling
 import ApusTensors
-import ApusTokenization
+package import ApusTokenization
 import CLinux
 import Glibc
 import Synchronization
@@ -200,7 +200,8 @@ public final class Engine: GenerationService {
     }
   }
 
-  static func loadTokenizer(_ configuration: EngineConfiguration) throws(EngineError) -> Tokenizer {
+  /// The tokenizer that a configuration names, else the checkpoint's, else one made up for weights that are.
+  package static func loadTokenizer(_ configuration: EngineConfiguration) throws(EngineError) -> Tokenizer {
     let path = configuration.tokenizerPath ?? configuration.modelPath
     var information = stat()
     guard stat(path, &information) == 0 else {

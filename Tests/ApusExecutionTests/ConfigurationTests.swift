@@ -47,7 +47,7 @@ struct ConfigurationTests {
 
   @Test func whatCannotRunIsRefusedWithASentence() {
     let cases: [(changes: [(String, JSONValue)], code: EngineError.Code, says: String)] = [
-      ([("architectures", ["MixtralForCausalLM"])], .unsupported, "MixtralForCausalLM"),
+      ([("architectures", ["MambaForCausalLM"])], .unsupported, "MambaForCausalLM"),
       ([("architectures", nil), ("model_type", "gpt2")], .unsupported, "gpt2"),
       ([("architectures", nil)], .unsupported, "model_type"),
       ([("hidden_act", "gelu")], .unsupported, "gelu"),
@@ -136,7 +136,8 @@ struct ConfigurationTests {
   func realConfigurations() throws {
     let known = Set([
       "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "DeepseekV2ForCausalLM",
-      "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM",
+      "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM",
+      "OlmoeForCausalLM",
     ])
     var parsed = 0
     var refused = 0

@@ -19,7 +19,7 @@ struct Bench: AsyncParsableCommand {
       """,
     subcommands: [
       BenchServing.self, BenchOffline.self, BenchThroughput.self, BenchKernels.self, BenchScheduler.self,
-      BenchStartup.self, BenchEval.self, BenchGrammar.self, BenchTokenizer.self,
+      BenchStartup.self, BenchEval.self, BenchQuality.self, BenchGrammar.self, BenchTokenizer.self,
     ])
 }
 

@@ -1,6 +1,6 @@
 import ApusCore
 
-/// What sets one family of dense decoders apart from the others: rules that derive a `ModelConfiguration`.
+/// What sets one family of decoders apart from the others: rules that derive a `ModelConfiguration`.
 struct ModelArchitecture: Sendable {
   typealias Flag = @Sendable (ConfigurationFields) throws(EngineError) -> Bool
 
@@ -24,9 +24,13 @@ struct ModelArchitecture: Sendable {
   var experts: (@Sendable (ConfigurationFields, _ layerCount: Int) throws(EngineError) -> ExpertConfiguration?)?
   /// The share of each head that is rotated where `partial_rotary_factor` is absent.
   var rotatedShare = 1.0
+  /// Whether norms of q and k span all heads instead of one.
+  var queryKeyNormSpansHeads = false
 
   /// All families.
-  static let all = [llama, mistral, qwen2, qwen3, deepSeekV2, deepSeekV3, kimiK2, glm4MoE]
+  static let all = [
+    llama, mistral, mixtral, qwen2, qwen2MoE, qwen3, qwen3MoE, olmoE, deepSeekV2, deepSeekV3, kimiK2, glm4MoE,
+  ]
 
   /// The family that a configuration names.
   static func select(_ fields: ConfigurationFields) throws(EngineError) -> ModelArchitecture {

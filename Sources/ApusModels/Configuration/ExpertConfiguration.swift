@@ -5,6 +5,8 @@ public import ApusCore
 /// The order of operations is that of DeepSeek-V2 and V3 (transformers' `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py`;
 /// DeepSeek-V3's `inference/model.py`): scores, correction, groups, experts, weights without the correction, sum to one,
 /// scale.
+///
+/// Mixtral, Qwen and OLMoE have a subset of it: softmax over all experts, one group, no correction.
 public struct ExpertConfiguration: Sendable, Equatable {
   /// How router logits become scores.
   public enum Score: Sendable { case softmax, sigmoid }
@@ -28,12 +30,87 @@ public struct ExpertConfiguration: Sendable, Equatable {
   public var normalizes: Bool
   /// Multiplies the weights.
   public var scale: Float
-  /// Layers from this one on have experts, where their number is a multiple of `layerFrequency`.
+  /// Layers from this one on have experts, where their number plus `layerShift` is a multiple of `layerFrequency`.
   public var firstLayer: Int
   public var layerFrequency: Int
+  public var layerShift = 0
+  /// Layers without experts all the same.
+  public var denseLayers: [Int] = []
+  /// Whether the shared experts' result is multiplied with the sigmoid of a logit that the token has for them.
+  public var hasSharedGate = false
+  /// What the weights are called.
+  public var names = ExpertNames()
 
   /// Whether a layer has experts.
-  public func covers(layer: Int) -> Bool { layer >= firstLayer && layer % layerFrequency == 0 }
+  public func covers(layer: Int) -> Bool {
+    layer >= firstLayer && (layer + layerShift) % layerFrequency == 0 && !denseLayers.contains(layer)
+  }
+}
+
+/// What a family's checkpoints call the weights of a layer with experts.
+public struct ExpertNames: Sendable, Equatable {
+  /// The module within the layer, ending in a dot.
+  public var block = "mlp."
+  /// Its router.
+  public var router = "gate"
+  /// The three matrices of each expert.
+  public var gate = "gate_proj"
+  public var up = "up_proj"
+  public var down = "down_proj"
+  /// The module of the shared experts, ending in a dot.
+  public var shared = "shared_experts."
+
+  /// The names of DeepSeek's families.
+  public init() {}
+
+  /// Those of Mixtral.
+  static let mixtral = {
+    var names = ExpertNames()
+    names.block = "block_sparse_moe."
+    (names.gate, names.up, names.down) = ("w1", "w3", "w2")
+    return names
+  }()
+}
+
+extension ExpertConfiguration {
+  /// Reads the fields of the families whose router is a softmax over all experts: Mixtral, Qwen-MoE, OLMoE.
+  ///
+  /// - Parameters:
+  ///   - width: the field that holds an expert's width.
+  ///   - defaults: experts, and experts of a token, where the file is silent.
+  ///   - normalizes: whether a token's weights are divided by their sum where the file is silent.
+  /// - Returns: `nil` if no layer has experts.
+  /// - Throws: `invalidCheckpoint`, with file and field.
+  init?(
+    softmax fields: ConfigurationFields, layerCount: Int, width: String, defaults: (experts: Int, perToken: Int),
+    normalizes: Bool
+  ) throws(EngineError) {
+    // transformers 5 writes "num_local_experts" where older versions wrote "num_experts".
+    let key = fields.value("num_experts") != nil ? "num_experts" : "num_local_experts"
+    expertCount =
+      try fields.value(key).map { value throws(EngineError) in try Self.count(value, key, fields) } ?? defaults.experts
+    (firstLayer, layerShift) = (0, 1)
+    layerFrequency = try fields.optionalSize("decoder_sparse_step", limit: 1 << 12) ?? 1
+    for value in fields.value("mlp_only_layers")?.arrayValue ?? [] {
+      guard let layer = value.intValue, layer >= 0 else {
+        throw fields.invalid("mlp_only_layers must be an array of layer numbers")
+      }
+      denseLayers.append(layer)
+    }
+    expertsPerToken = try fields.optionalSize("num_experts_per_tok", limit: 1 << 10) ?? defaults.perToken
+    intermediateSize = try fields.size(width, limit: 1 << 24)
+    sharedIntermediateSize = 0
+    score = .softmax
+    (groupCount, groupsPerToken, expertsInGroupScore) = (1, 1, 1)
+    hasCorrection = false
+    self.normalizes = try fields.flag("norm_topk_prob") ?? normalizes
+    scale = 1
+    guard expertCount > 0, (0..<layerCount).contains(where: covers) else { return nil }
+    guard expertsPerToken <= expertCount else {
+      throw fields.invalid(
+        "\(expertCount) experts (\(key)) cannot give a token \(expertsPerToken) experts (num_experts_per_tok)")
+    }
+  }
 }
 
 extension ExpertConfiguration {

@@ -31,6 +31,8 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var mlpBias: Bool
   /// Whether each head of q and k is normalised before it is rotated.
   public var queryKeyNorm: Bool
+  /// Whether those norms span all heads of q, and all of k, instead of one.
+  public var queryKeyNormSpansHeads = false
   /// For each layer the number of positions a token attends to, itself among them; 0 for all.
   public var slidingWindows: [Int]
   /// The sizes of multi-head latent attention; `nil` where layers have K/V heads. `kvHeads` is `queryHeads` with it, and
@@ -88,14 +90,14 @@ public struct ModelConfiguration: Sendable, Equatable {
         latentAttention.map { ($0.queryRank ?? 0) + $0.cacheDimension } ?? (queryHeads + 2 * kvHeads) * headDimension
     }
     if attentionOutputBias { layer += hiddenSize }
-    if queryKeyNorm { layer += 2 * headDimension }
+    if queryKeyNorm { layer += headDimension * (queryKeyNormSpansHeads ? queryHeads + kvHeads : 2) }
     var dense = 3 * hiddenSize * intermediateSize
     if mlpBias { dense += 2 * intermediateSize + hiddenSize }
     var feedForward = dense * layerCount
     if let experts {
       let sparse =
         experts.expertCount * (hiddenSize + (experts.hasCorrection ? 1 : 0) + 3 * hiddenSize * experts.intermediateSize)
-        + 3 * hiddenSize * experts.sharedIntermediateSize
+        + 3 * hiddenSize * experts.sharedIntermediateSize + (experts.hasSharedGate ? hiddenSize : 0)
       for index in 0..<layerCount where experts.covers(layer: index) { feedForward += sparse - dense }
     }
     return layer * layerCount + feedForward + hiddenSize + vocabularySize * hiddenSize * (tiedEmbeddings ? 1 : 2)
@@ -172,6 +174,7 @@ extension ModelConfiguration {
     attentionOutputBias = try architecture.attentionOutputBias(fields)
     mlpBias = try architecture.mlpBias(fields)
     queryKeyNorm = try architecture.queryKeyNorm(fields)
+    queryKeyNormSpansHeads = architecture.queryKeyNormSpansHeads
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(

@@ -41,7 +41,8 @@ struct DecoderLayer {
     feedForward =
       if let experts = configuration.experts, experts.covers(layer: index) {
         try SparseFeedForward(
-          path: mlp, name: name, configuration: configuration, sizes: experts, loader: loader)
+          path: prefix + experts.names.block, name: name, configuration: configuration, sizes: experts,
+          loader: loader)
       } else {
         try DenseFeedForward(
           path: mlp, name: name, width: width, hidden: hidden, hasBias: configuration.mlpBias, loader: loader)

@@ -21,18 +21,31 @@ struct DenseFeedForward: FeedForwardBlock {
   /// - Parameters:
   ///   - path: the module in the checkpoint, ending in a dot.
   ///   - name: what operations are called.
+  ///   - names: what the matrices are called.
   init(
-    path: String, name: String, width: Int, hidden: Int, hasBias: Bool, loader: WeightLoader
+    path: String, name: String, width: Int, hidden: Int, hasBias: Bool, names: ExpertNames = ExpertNames(),
+    loader: WeightLoader
   ) throws(EngineError) {
     let layout = loader.layout
     self.name = name
     let (rank, ranks) = (layout.rank % layout.denseTensorParallel, layout.denseTensorParallel)
-    let inputs: [WeightLoader.Part] = [(path + "gate_proj", width), (path + "up_proj", width)]
+    let inputs: [WeightLoader.Part] = [(path + names.gate, width), (path + names.up, width)]
     gateUp = try loader.columnParallel(inputs, inputs: hidden, rank: rank, ranks: ranks)
     gateUpBias = hasBias ? try loader.bias(inputs, rank: rank, ranks: ranks) : nil
-    let downPart: WeightLoader.Part = (path + "down_proj", hidden)
+    let downPart: WeightLoader.Part = (path + names.down, hidden)
     down = try loader.rowParallel(downPart, inputs: width, rank: rank, ranks: ranks)
     downBias = hasBias && rank == 0 ? try loader.bias([downPart], rank: 0, ranks: 1) : nil
+  }
+
+  /// Loads an expert of those that a checkpoint stores as two tensors, [count, 2 * width, hidden] and
+  /// [count, hidden, width].
+  init(
+    stack path: String, index: Int, of count: Int, width: Int, hidden: Int, loader: WeightLoader
+  ) throws(EngineError) {
+    name = ""
+    gateUp = try loader.stacked(path + "gate_up_proj", index: index, of: count, outputs: 2 * width, inputs: hidden)
+    down = try loader.stacked(path + "down_proj", index: index, of: count, outputs: hidden, inputs: width)
+    (gateUpBias, downBias) = (nil, nil)
   }
 
   func operations(backend: any Backend) -> [Operation] {

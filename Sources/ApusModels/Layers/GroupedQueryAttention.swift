@@ -17,6 +17,9 @@ struct GroupedQueryAttention: AttentionBlock {
   private let qkvBias: Tensor?
   private let queryNorm: Tensor?
   private let keyNorm: Tensor?
+  /// What the norms see of q and of k: heads, or whole rows as one head.
+  private let queryNormShape: (heads: Int, dimension: Int)
+  private let keyNormShape: (heads: Int, dimension: Int)
   private let output: any LinearWeight
   private let outputBias: Tensor?
   private let shape: AttentionShape
@@ -44,8 +47,15 @@ struct GroupedQueryAttention: AttentionBlock {
     ]
     qkv = try loader.columnParallel(projections, inputs: hidden, rank: headRank, ranks: headRanks)
     qkvBias = configuration.qkvBias ? try loader.bias(projections, rank: headRank, ranks: headRanks) : nil
-    queryNorm = configuration.queryKeyNorm ? try loader.norm(attention + "q_norm", count: dimension) : nil
-    keyNorm = configuration.queryKeyNorm ? try loader.norm(attention + "k_norm", count: dimension) : nil
+    let normsRows = configuration.queryKeyNormSpansHeads
+    guard !normsRows || headRanks == 1 else {
+      throw EngineError(.unsupported, "Heads that are normalised together cannot be split over ranks.")
+    }
+    queryNormShape = normsRows ? (1, queryWidth) : (configuration.queryHeads / headRanks, dimension)
+    keyNormShape = normsRows ? (1, keyWidth) : (configuration.kvHeads / headRanks, dimension)
+    let hasNorms = configuration.queryKeyNorm
+    queryNorm = hasNorms ? try loader.norm(attention + "q_norm", count: queryNormShape.dimension) : nil
+    keyNorm = hasNorms ? try loader.norm(attention + "k_norm", count: keyNormShape.dimension) : nil
     let outputPart: WeightLoader.Part = (attention + "o_proj", hidden)
     output = try loader.rowParallel(outputPart, inputs: queryWidth, rank: headRank, ranks: headRanks)
     // Ranks add their outputs up, so only the first one adds the bias.
@@ -68,11 +78,11 @@ struct GroupedQueryAttention: AttentionBlock {
     if let queryNorm, let keyNorm {
       list.append(
         .compute(name + "qk_norm") { state in
+          let (query, key) = (layer.queryNormShape, layer.keyNormShape)
           backend.headRMSNorm(
-            state.query, heads: shape.queryHeads, headDimension: shape.headDimension, weight: queryNorm,
-            epsilon: epsilon)
+            state.query, heads: query.heads, headDimension: query.dimension, weight: queryNorm, epsilon: epsilon)
           backend.headRMSNorm(
-            state.key, heads: shape.kvHeads, headDimension: shape.headDimension, weight: keyNorm, epsilon: epsilon)
+            state.key, heads: key.heads, headDimension: key.dimension, weight: keyNorm, epsilon: epsilon)
         })
     }
     list += [

@@ -15,6 +15,8 @@ struct SparseFeedForward: FeedForwardBlock {
   private let correction: Tensor?
   private let experts: [DenseFeedForward]
   private let shared: DenseFeedForward?
+  /// [1, hidden] in float32: a token's logit for the shared experts.
+  private let sharedGate: (any LinearWeight)?
   private let sizes: ExpertConfiguration
 
   /// Loads all experts.
@@ -28,24 +30,37 @@ struct SparseFeedForward: FeedForwardBlock {
     self.name = name
     self.sizes = sizes
     let hidden = configuration.hiddenSize
-    router = try loader.router(path + "gate", experts: sizes.expertCount, hidden: hidden)
+    let names = sizes.names
+    router = try loader.router(path + names.router, experts: sizes.expertCount, hidden: hidden)
     correction =
-      sizes.hasCorrection ? try loader.vector(path + "gate.e_score_correction_bias", count: sizes.expertCount) : nil
+      sizes.hasCorrection
+      ? try loader.vector(path + names.router + ".e_score_correction_bias", count: sizes.expertCount) : nil
     var experts: [DenseFeedForward] = []
     experts.reserveCapacity(sizes.expertCount)
+    // What transformers 5 keeps in memory is what some programs save.
+    let stack = path + "experts."
+    let isStacked =
+      !loader.store.contains("\(stack)0.\(names.gate).weight") && loader.store.contains(stack + "gate_up_proj")
     for expert in 0..<sizes.expertCount {
       experts.append(
-        try DenseFeedForward(
-          path: "\(path)experts.\(expert).", name: "", width: sizes.intermediateSize, hidden: hidden, hasBias: false,
-          loader: loader))
+        isStacked
+          ? try DenseFeedForward(
+            stack: stack, index: expert, of: sizes.expertCount, width: sizes.intermediateSize, hidden: hidden,
+            loader: loader)
+          : try DenseFeedForward(
+            path: "\(stack)\(expert).", name: "", width: sizes.intermediateSize, hidden: hidden, hasBias: false,
+            names: names, loader: loader))
     }
     self.experts = experts
     shared =
       sizes.sharedIntermediateSize == 0
       ? nil
       : try DenseFeedForward(
-        path: path + "shared_experts.", name: name + "shared_", width: sizes.sharedIntermediateSize, hidden: hidden,
+        path: path + names.shared, name: name + "shared_", width: sizes.sharedIntermediateSize, hidden: hidden,
         hasBias: false, loader: loader)
+    sharedGate =
+      sizes.hasSharedGate
+      ? try loader.router(path + names.shared.dropLast() + "_gate", experts: 1, hidden: hidden) : nil
   }
 
   func operations(backend: any Backend) -> [Operation] {
@@ -60,6 +75,13 @@ struct SparseFeedForward: FeedForwardBlock {
       .compute(name + "experts") { state in self.compute(state, backend) },
     ]
     if let shared { list += shared.operations(backend: backend) }
+    if let sharedGate {
+      list.append(
+        .compute(name + "shared_gate") { state in
+          let logits = state.experts!.sharedGate.prefix(rows: state.batch.rowCount)
+          backend.linear(state.normed, sharedGate, bias: nil, out: logits)
+        })
+    }
     list.append(.compute(name + "combine") { state in self.combine(state) })
     return list
   }
@@ -168,7 +190,10 @@ struct SparseFeedForward: FeedForwardBlock {
           for column in 0..<width { sum[column] += weight * from[column] }
         }
       }
-      if hasShared {
+      if sharedGate != nil {
+        let gate = 1 / (1 + expf(-scratch.sharedGate.float32[row * scratch.sharedGate.stride]))
+        for column in 0..<width { out[column] = sum[column] + gate * out[column] }
+      } else if hasShared {
         for column in 0..<width { out[column] += sum[column] }
       } else {
         for column in 0..<width { out[column] = sum[column] }
@@ -186,7 +211,9 @@ public struct ExpertShape: Sendable, Equatable {
   public var hidden: Int
 
   /// Bytes of the activations of one row.
-  var bytesPerRow: Int { 4 * (expertCount + (1 + expertsPerToken) * hidden + 3 * intermediate + 4 * expertsPerToken) }
+  var bytesPerRow: Int {
+    4 * (expertCount + 1 + (1 + expertsPerToken) * hidden + 3 * intermediate + 4 * expertsPerToken)
+  }
 }
 
 /// What layers with experts carry from operation to operation.
@@ -195,6 +222,8 @@ public final class ExpertActivations: @unchecked Sendable {
 
   /// float32 [rows, experts]: logits, then scores.
   let logits: Tensor
+  /// float32 [rows, 1]: logits for the shared experts.
+  let sharedGate: Tensor
   /// float32 [rows, hidden]: the rows of one expert.
   let inputs: Tensor
   /// float32 [rows, 2 * intermediate] and [rows, intermediate].
@@ -218,6 +247,7 @@ public final class ExpertActivations: @unchecked Sendable {
   init(_ shape: ExpertShape, rows count: Int, backend: any Backend) throws(EngineError) {
     self.shape = shape
     logits = try backend.allocate(rows: count, columns: shape.expertCount, dtype: .float32)
+    sharedGate = try backend.allocate(rows: count, columns: 1, dtype: .float32)
     inputs = try backend.allocate(rows: count, columns: shape.hidden, dtype: .float32)
     gateUp = try backend.allocate(rows: count, columns: 2 * shape.intermediate, dtype: .float32)
     activated = try backend.allocate(rows: count, columns: shape.intermediate, dtype: .float32)

@@ -258,6 +258,17 @@ public final class WeightLoader {
     return row
   }
 
+  /// Loads a matrix [outputs, inputs] of those that a checkpoint stores one behind the other as a tensor
+  /// [count, outputs, inputs].
+  func stacked(
+    _ name: String, index: Int, of count: Int, outputs: Int, inputs: Int
+  ) throws(EngineError) -> any LinearWeight {
+    var source = try store.load(name, shape: [count, outputs, inputs], role: .matrix)
+    source.address += index * outputs * inputs * source.dtype.byteCount
+    (source.rows, source.columns) = (outputs, inputs)
+    return try pack([source], format: layerFormat)
+  }
+
   /// Packs a matrix of plain numbers in the dense format.
   func packPlain(_ source: WeightSource) throws(EngineError) -> any LinearWeight {
     try pack([source], format: .dense(dtype))
