@@ -69,7 +69,7 @@ extension StepRunner {
     func seconds(rows: Int) -> Double {
       var best = Double.infinity
       var spent = 0.0
-      for attempt in 0..<5 where attempt < 2 || spent < 0.5 {
+      for attempt in 0..<30 where attempt < 2 || spent < 0.2 {
         let begin = monotonicSeconds()
         // Different tokens: experts are then chosen as for a text.
         forwardAlone((0..<rows).map { TokenID(($0 * 7919 + 17) % model.configuration.vocabularySize) }, chunk: nil) {

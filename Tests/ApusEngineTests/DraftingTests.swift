@@ -220,7 +220,7 @@ import Testing
     var found = [Int](repeating: 0, count: Self.vocabulary)
     for outcome in run.outcomes.values { found[Int(outcome.tokens[2])] += 1 }
     #expect(
-      found.reduce(0, +) == samples && run.statistics.acceptedDraftTokens > samples / 80,
+      found.reduce(0, +) == samples && run.statistics.acceptedDraftTokens > samples / 200,
       "\(run.statistics.speculation)")
     func statistic(_ distribution: [Double]) -> Double {
       zip(found, distribution).reduce(0) { sum, pair in

@@ -23,14 +23,17 @@ import Testing
     /// Pages in an order of their own.
     private let pages: [Int32] = Array(2..<18).reversed()
 
-    init(_ steps: StepRunner, prompt: [TokenID], sampling: SamplingParameters) {
+    init(
+      _ steps: StepRunner, prompt: [TokenID], sampling: SamplingParameters, constraint: (any TokenConstraint)? = nil
+    ) {
       self.steps = steps
       var sampling = sampling
       sampling.seed = sampling.seed ?? 1
       var batch = ScheduleBatch()
       batch.assigned = [
         SlotAssignment(
-          slot: 0, sampling: sampling, stopTokenIDs: [], logprobs: nil, tokens: prompt, promptCount: prompt.count)
+          slot: 0, sampling: sampling, stopTokenIDs: [], logprobs: nil, tokens: prompt, promptCount: prompt.count,
+          constraint: constraint)
       ]
       steps.run(batch, into: &result)
     }
@@ -120,12 +123,14 @@ import Testing
     #expect(eager == late)
   }
 
-  /// Logits that are not numbers behind a draft: what was drawn before them stands, and the next step fails, as in plain
-  /// decoding. Behind a rejected draft they matter to nobody.
+  /// Behind a draft nothing can be drawn: what was drawn before stands, and the next step fails, as in plain decoding. Behind
+  /// a rejected draft it matters to nobody.
   @Test func aRowThatCannotBeDrawnFromInsideAVerification() throws {
-    let clean = try makeTinyModel()
-    func plain(_ model: LoadedModel, _ prompt: [TokenID], _ count: Int) -> (tokens: [TokenID], failure: String?) {
-      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+    let model = try makeTinyModel()
+    func plain(_ prompt: [TokenID], _ count: Int, constraint: (any TokenConstraint)? = nil) -> (
+      tokens: [TokenID], failure: String?
+    ) {
+      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: constraint)
       sequence.run(prompt, start: 0)
       var tokens = sequence.result.tokens
       while tokens.count < count, sequence.result.failures.isEmpty {
@@ -134,61 +139,58 @@ import Testing
       }
       return (tokens, sequence.result.failures.first?.reason)
     }
-    // The third token of the answer spoils what comes after it; it must not occur before.
+    // The third token of the answer is the dead end; it must not come before.
     let prompts = (0..<61).map { start in (0..<12).map { TokenID(($0 * 7 + start) % 61) } }
     let prompt = try #require(
       prompts.first { prompt in
-        let text = plain(clean, prompt, 3).tokens
-        return !(prompt + text[..<2]).contains(text[2])
+        let text = plain(prompt, 3).tokens
+        return !text[..<2].contains(text[2])
       })
-    let text = plain(clean, prompt, 6).tokens
-    let poison = text[2]
-    let store = PoisonedWeights(DummyWeights(seed: 1, initializerRange: 0.2), token: poison)
-    let model = try makeTinyModel(store: store)
-    let expected = plain(model, prompt, 6)
+    let text = plain(prompt, 6).tokens
+    let end = DeadEnd(behind: text[2])
+    let expected = plain(prompt, 6, constraint: end)
     #expect(expected.tokens == Array(text[..<3]) && expected.failure != nil)
 
     // Accepted, and in the middle of the drafts.
-    let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+    let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
     sequence.run(prompt, start: 0)
     #expect(sequence.result.tokens == [text[0]])
-    sequence.run([text[0], text[1], poison, 5, 6], start: prompt.count, drafts: 4)
-    #expect(sequence.result.tokens == [text[1], poison] && sequence.result.failures.isEmpty)
+    sequence.run([text[0], text[1], text[2], 5, 6], start: prompt.count, drafts: 4)
+    #expect(sequence.result.tokens == [text[1], text[2]] && sequence.result.failures.isEmpty)
     #expect(sequence.result.tokenCounts == [2])
-    sequence.run([poison], start: prompt.count + 2)
+    sequence.run([text[2]], start: prompt.count + 2)
     #expect(sequence.result.failures.map(\.reason) == [expected.failure!])
 
-    // Rejected: the row behind it is not looked at.
-    let other = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+    // Rejected: what is behind it is not looked at.
+    let other = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
     other.run(prompt, start: 0)
-    other.run([text[0], poison, text[1]], start: prompt.count, drafts: 2)
+    other.run([text[0], text[2], text[1]], start: prompt.count, drafts: 2)
     #expect(other.result.tokens == [text[1]] && other.result.failures.isEmpty)
     #expect(other.result.acceptedDrafts.map(\.count) == [0])
   }
 }
 
-/// Weights in which one token's embedding is no number.
-private struct PoisonedWeights: WeightStore {
-  let weights: DummyWeights
-  let token: TokenID
-  let origin = "poisoned weights"
-  let byteCount = 0
+/// Allows every token, but none behind one of them.
+private final class DeadEnd: TokenConstraint {
+  private let token: TokenID
+  init(behind token: TokenID) { self.token = token }
+  func makeTokenMatcher() -> any TokenMatcher { Matcher(token) }
 
-  init(_ weights: DummyWeights, token: TokenID) {
-    self.weights = weights
-    self.token = token
-  }
-
-  func contains(_ name: String) -> Bool { weights.contains(name) }
-  func dtype(of name: String) -> DType? { weights.dtype(of: name) }
-
-  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
-    let source = try weights.load(name, shape: shape, role: role)
-    if name == "model.embed_tokens.weight" {
-      let row = UnsafeMutableRawPointer(mutating: source.address) + Int(token) * shape[1] * 4
-      for column in 0..<shape[1] { row.storeBytes(of: .nan, toByteOffset: 4 * column, as: Float.self) }
+  private final class Matcher: TokenMatcher {
+    private let token: TokenID
+    private var isStuck = false
+    init(_ token: TokenID) { self.token = token }
+    var maskWordCount: Int { 2 }
+    var isTerminated: Bool { false }
+    var failure: EngineError? { nil }
+    func fillMask(into mask: UnsafeMutablePointer<UInt32>) {
+      for word in 0..<2 { mask[word] = isStuck ? 0 : ~0 }
     }
-    return source
+    func accept(_ token: TokenID) -> Bool {
+      if isStuck { return false }
+      isStuck = token == self.token
+      return true
+    }
   }
 }
 

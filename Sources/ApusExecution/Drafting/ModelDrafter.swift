@@ -177,7 +177,7 @@ final class ModelDrafter: Drafter {
 
   func measure() -> Double {
     var best = Double.infinity
-    for _ in 0..<3 {
+    for _ in 0..<10 {
       let begin = monotonicSeconds()
       positions[0] = 0
       kvSlots[0] = Int32(pageCount * kvPageSize)
