@@ -171,7 +171,7 @@ final class TokenTree: @unchecked Sendable {
     tokens = copy(nodeTokens)
     heights = copy(nodeHeights)
     classes = copy(nodeClasses)
-    order = copy(tokensInOrder)
+    self.order = copy(tokensInOrder)
     firstToken = copy(tokensBefore)
   }
 
