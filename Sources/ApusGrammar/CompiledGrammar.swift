@@ -72,6 +72,9 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
 
   // MARK: Warming up
 
+  /// Derivatives taken in warming up at most, and by any one of its steps.
+  private static let warmUpWork = 1 << 20
+
   /// Computes masks that texts are likely to ask for, so that they are there when a request needs one: where the grammar
   /// begins, and behind what can follow from there by the bytes that JSON is made of, breadth first. Called before the
   /// grammar is shared. The work is bounded by counts.
@@ -90,10 +93,13 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
     var masked: Set<RegularState> = []
     var index = 0
     var next: [GrammarThread] = []
+    var work = 0
     while index < threads.count {
       let thread = threads[index]
       index += 1
-      store.beginOperation()
+      work += store.workDone
+      if work > Self.warmUpWork || store.isFull { return true }
+      store.beginOperation(limit: Self.warmUpWork)
       let row = store.row(thread.state)
       if store.overflow != nil { return false }
       if Self.isWide(row), masked.insert(thread.state).inserted {

@@ -110,6 +110,10 @@ final class RegularStore {
   /// By state: classes of bytes (`ByteClass`) all of which lead from it to itself; `unknownLoops` where nobody asked.
   @exclusivity(unchecked) private var loops: UnsafeMutablePointer<UInt64>
   private static let unknownLoops = UInt64.max
+  /// By state: how often one successor was asked for before there was a row.
+  @exclusivity(unchecked) private var visits: UnsafeMutablePointer<UInt8>
+  /// Successors computed one by one before a row is: most states of a walk are passed by a few bytes only.
+  private static let visitsBeforeRow: UInt8 = 8
   private var capacity: Int
   private var rowCount = 0
   @exclusivity(unchecked) private(set) var acceptanceSets: [[Int32]] = [[], [RegularStore.untagged]]
@@ -152,6 +156,8 @@ final class RegularStore {
     slacks.initialize(repeating: Self.unknown, count: capacity)
     loops = .allocate(capacity: capacity)
     loops.initialize(repeating: Self.unknownLoops, count: capacity)
+    visits = .allocate(capacity: capacity)
+    visits.initialize(repeating: 0, count: capacity)
     table = InternTable(capacity: 1 << 10)
     for kind in [Kind.never, .empty, .allBytes] {
       _ = add(kind, 0, 0, 0, Self.seed(kind), accepts: kind == .never ? 0 : 1)
@@ -168,6 +174,7 @@ final class RegularStore {
     relaxedStates.deallocate()
     slacks.deallocate()
     loops.deallocate()
+    visits.deallocate()
   }
 
   private func overflowed(_ message: String) {
@@ -233,6 +240,7 @@ final class RegularStore {
     extend(&relaxedStates, Self.unknown)
     extend(&slacks, Self.unknown)
     extend(&loops, Self.unknownLoops)
+    extend(&visits, 0)
     capacity = larger
   }
 
@@ -241,6 +249,9 @@ final class RegularStore {
     work = 0
     workLimit = limit
   }
+
+  /// Derivatives taken since `beginOperation`.
+  var workDone: Int { work }
 
   func accepts(_ state: RegularState) -> Bool { acceptance[Int(state)] != 0 }
 
@@ -850,6 +861,27 @@ final class RegularStore {
   func row(_ state: RegularState) -> UnsafeMutablePointer<RegularState> {
     if let row = rows[Int(state)] { return row }
     return makeRow(state)
+  }
+
+  /// The successor of a state by one byte; `never` if it is dead.
+  @inline(__always)
+  func successor(_ state: RegularState, _ byte: UInt8) -> RegularState {
+    if let row = rows[Int(state)] { return row[Int(byte)] }
+    return findSuccessor(state, byte)
+  }
+
+  @inline(never)
+  private func findSuccessor(_ state: RegularState, _ byte: UInt8) -> RegularState {
+    if visits[Int(state)] >= Self.visitsBeforeRow { return makeRow(state)[Int(byte)] }
+    visits[Int(state)] += 1
+    let target = derivative(state, byte)
+    return target != Self.never && isAlive(target) ? target : Self.never
+  }
+
+  /// Whether no byte of some classes leads from a state elsewhere, as far as that is known without work.
+  @inline(__always)
+  func isKnownToLoop(_ state: RegularState, _ classes: UInt64) -> Bool {
+    rows[Int(state)] != nil && classes & ~loopClasses(state) == 0
   }
 
   /// The classes of bytes (`ByteClass`) all of whose bytes lead from a state to itself: below a node of the token tree that

@@ -138,9 +138,9 @@ struct TerminalMaskBuilder {
   /// Walks the whole tree.
   private func walk(_ state: RegularState) -> TerminalMask {
     var exits = ExitLists()
-    let stack = UnsafeMutablePointer<UnsafeMutablePointer<RegularState>>.allocate(capacity: tree.maximumDepth + 2)
+    let stack = UnsafeMutablePointer<RegularState>.allocate(capacity: tree.maximumDepth + 2)
     defer { stack.deallocate() }
-    stack[0] = store.row(state)
+    stack[0] = state
     let bytes = tree.bytes
     let depths = tree.depths
     let ends = tree.ends
@@ -157,7 +157,7 @@ struct TerminalMaskBuilder {
       while node < count {
         visited += 1
         let depth = Int(depths[node])
-        let target = stack[depth - 1][Int(bytes[node])]
+        let target = store.successor(stack[depth - 1], bytes[node])
         let end = Int(ends[node])
         if target == RegularStore.never {
           node = end
@@ -166,8 +166,7 @@ struct TerminalMaskBuilder {
         if end > node + 1 {
           let acceptance = store.acceptance[Int(target)]
           if acceptance != 0 { exits.add(Int32(node), acceptance) }
-          let row = store.row(target)
-          if classes[node] & ~store.loopClasses(target) == 0 {
+          if store.isKnownToLoop(target, classes[node]) {
             // Nothing below leaves the state: all tokens are allowed.
             for index in Int(firstToken[node])..<Int(firstToken[end]) {
               let token = order[index]
@@ -180,7 +179,7 @@ struct TerminalMaskBuilder {
             node = end
             continue
           }
-          stack[depth] = row
+          stack[depth] = target
         }
         let token = ids[node]
         if token >= 0 {
@@ -228,9 +227,9 @@ struct TerminalMaskBuilder {
       while node < count {
         visited += 1
         let depth = Int(tree.depths[node])
-        let byte = Int(tree.bytes[node])
-        let mine = left[depth - 1] == RegularStore.never ? 0 : store.row(left[depth - 1])[byte]
-        let theirs = right[depth - 1] == RegularStore.never ? 0 : store.row(right[depth - 1])[byte]
+        let byte = tree.bytes[node]
+        let mine = left[depth - 1] == RegularStore.never ? 0 : store.successor(left[depth - 1], byte)
+        let theirs = right[depth - 1] == RegularStore.never ? 0 : store.successor(right[depth - 1], byte)
         let end = Int(ends[node])
         if mine == theirs {
           node = end
