@@ -69,4 +69,96 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
     terminalMasks[state] = result
     return result
   }
+
+  // MARK: Warming up
+
+  /// Derivatives taken in warming up at most, and by any one of its steps.
+  private static let warmUpWork = 1 << 20
+
+  /// Computes masks that texts are likely to ask for, so that they are there when a request needs one: where the grammar
+  /// begins, and behind what can follow from there by the bytes that JSON is made of, breadth first. Called before the
+  /// grammar is shared. The work is bounded by counts.
+  ///
+  /// - Returns: false if a limit of the automaton was met, which no text may ever meet: the grammar must be made anew then.
+  func warmUp() -> Bool {
+    let store = program.store
+    store.visitedNodes = 0
+    let maximumThreads = min(2048, 128 + 8 * program.nodes.count)
+    let maximumNodes = min(4 << 20, 1 << 19 + program.nodes.count << 13)
+    var stacks = GrammarStacks()
+    store.beginOperation()
+    let first = stacks.closures[Int(stacks.initialClosure(program))]
+    var threads = Array(stacks.threads[Int(first.first)..<Int(first.first + first.count)].prefix(maximumThreads))
+    var known = Set(threads.map(Self.key))
+    var masked: Set<RegularState> = []
+    var index = 0
+    var next: [GrammarThread] = []
+    var work = 0
+    while index < threads.count {
+      let thread = threads[index]
+      index += 1
+      work += store.workDone
+      if work > Self.warmUpWork || store.isFull { return true }
+      store.beginOperation(limit: Self.warmUpWork)
+      let row = store.row(thread.state)
+      if store.overflow != nil { return false }
+      if Self.isWide(row), masked.insert(thread.state).inserted {
+        _ = terminalMask(thread.state)
+        if store.overflow != nil { return false }
+        if store.visitedNodes > maximumNodes { return true }
+      }
+      for byte in Self.likelyBytes(row, acceptsEnd: store.acceptance[Int(thread.state)] != 0) {
+        next.removeAll(keepingCapacity: true)
+        stacks.step(thread, byte, program, into: &next, from: 0)
+        stacks.exceededThreads = false
+        if store.overflow != nil { return false }
+        for thread in next where threads.count < maximumThreads && known.insert(Self.key(thread)).inserted {
+          threads.append(thread)
+        }
+      }
+    }
+    return true
+  }
+
+  private static func key(_ thread: GrammarThread) -> UInt64 {
+    UInt64(UInt32(bitPattern: thread.state)) << 32 | UInt64(UInt32(bitPattern: thread.stack))
+  }
+
+  /// Whether so many bytes may follow that the mask takes a while.
+  private static func isWide(_ row: UnsafeMutablePointer<RegularState>) -> Bool {
+    var live = 0
+    for byte in 0x20..<0x7F where row[byte] != RegularStore.never { live += 1 }
+    return live >= 16
+  }
+
+  /// Bytes that stand for all that may follow: one for each successor where there are few; otherwise what ends a string or
+  /// number and what leads on in it. White space only where nothing else may come.
+  private static func likelyBytes(_ row: UnsafeMutablePointer<RegularState>, acceptsEnd: Bool) -> [UInt8] {
+    var found: [UInt8] = []
+    var targets: [RegularState] = []
+    var isSpace = false
+    for byte in 0x20..<0x7F where row[byte] != RegularStore.never {
+      if byte == 0x20 {
+        isSpace = true
+        continue
+      }
+      if byte == 0x5C || targets.contains(row[byte]) { continue }
+      targets.append(row[byte])
+      found.append(UInt8(byte))
+      if found.count > 24 { break }
+    }
+    if found.count > 24 {
+      found = found.filter { [0x22, 0x2C, 0x3A, 0x5D, 0x61, 0x7D].contains($0) }
+      if row[0x61] != RegularStore.never, !found.contains(0x61) { found.append(0x61) }
+    }
+    if found.isEmpty, isSpace { found.append(0x20) }
+    if acceptsEnd {
+      // What comes behind the terminal: the row shows none of it.
+      for byte: UInt8 in [0x22, 0x2C, 0x3A, 0x5B, 0x5D, 0x7B, 0x7D, 0x31, 0x74] where !found.contains(byte) {
+        found.append(byte)
+      }
+      found.append(0x20)
+    }
+    return found
+  }
 }

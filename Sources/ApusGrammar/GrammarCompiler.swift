@@ -74,7 +74,9 @@ public final class GrammarCompiler: @unchecked Sendable {
 
   /// Compiles a grammar without keeping it.
   package func compile(_ grammar: Grammar) throws(EngineError) -> CompiledGrammar {
-    try CompiledGrammar(grammar, vocabulary: vocabulary, shared: shared)
+    let compiled = try CompiledGrammar(grammar, vocabulary: vocabulary, shared: shared)
+    if compiled.warmUp() { return compiled }
+    return try CompiledGrammar(grammar, vocabulary: vocabulary, shared: shared)
   }
 }
 

@@ -248,9 +248,11 @@ public final class GrammarMatcher: TokenMatcher {
   private func walk(below nodes: [Int32], _ closure: Int32, _ mask: UnsafeMutablePointer<UInt32>) {
     let tree = grammar.vocabulary.tree
     let first = stacks.firstBytes(closure, program)
+    var firstClasses: UInt64 = 0
+    for byte in 0..<256 where first[byte >> 6] >> UInt64(byte & 63) & 1 != 0 { firstClasses |= ByteClass.bits[byte] }
     var levels: [Int] = []
     var buffer: [GrammarThread] = []
-    for root in nodes {
+    for root in nodes where tree.classes[Int(root)] & firstClasses != 0 {
       var node = Int(root) + 1
       let end = Int(tree.ends[Int(root)])
       let base = Int(tree.depths[Int(root)])

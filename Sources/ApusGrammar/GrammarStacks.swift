@@ -339,7 +339,7 @@ struct GrammarStacks {
     _ thread: GrammarThread, _ byte: UInt8, _ program: GrammarProgram, into out: inout [GrammarThread], from first: Int
   ) {
     let store = program.store
-    let target = store.row(thread.state)[Int(byte)]
+    let target = store.successor(thread.state, byte)
     if target != RegularStore.never { append(GrammarThread(state: target, stack: thread.stack), to: &out, from: first) }
     let acceptance = store.acceptance[Int(thread.state)]
     if acceptance == 0 { return }
@@ -359,7 +359,7 @@ struct GrammarStacks {
     if closure.isTruncated { exceededThreads = true }
     for index in Int(closure.first)..<Int(closure.first + closure.count) {
       let thread = threads[index]
-      let target = program.store.row(thread.state)[Int(byte)]
+      let target = program.store.successor(thread.state, byte)
       if target != RegularStore.never {
         append(GrammarThread(state: target, stack: thread.stack), to: &out, from: first)
       }

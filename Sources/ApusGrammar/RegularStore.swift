@@ -103,6 +103,17 @@ final class RegularStore {
   @exclusivity(unchecked) private(set) var rows: UnsafeMutablePointer<UnsafeMutablePointer<RegularState>?>
   /// Number of the acceptance set of each state.
   @exclusivity(unchecked) private(set) var acceptance: UnsafeMutablePointer<Int32>
+  /// By state: what `relaxed` and `slack` found; `unknown` where nobody asked.
+  @exclusivity(unchecked) private var relaxedStates: UnsafeMutablePointer<Int32>
+  @exclusivity(unchecked) private var slacks: UnsafeMutablePointer<Int32>
+  private static let unknown = Int32.min
+  /// By state: classes of bytes (`ByteClass`) all of which lead from it to itself; `unknownLoops` where nobody asked.
+  @exclusivity(unchecked) private var loops: UnsafeMutablePointer<UInt64>
+  private static let unknownLoops = UInt64.max
+  /// By state: how often one successor was asked for before there was a row.
+  @exclusivity(unchecked) private var visits: UnsafeMutablePointer<UInt8>
+  /// Successors computed one by one before a row is: most states of a walk are passed by a few bytes only.
+  private static let visitsBeforeRow: UInt8 = 8
   private var capacity: Int
   private var rowCount = 0
   @exclusivity(unchecked) private(set) var acceptanceSets: [[Int32]] = [[], [RegularStore.untagged]]
@@ -124,6 +135,8 @@ final class RegularStore {
   private var workLimit = RegularStore.compileWork
   static let compileWork = 1 << 25
   static let matchWork = 1 << 22
+  /// Nodes of the token tree visited for masks: what `CompiledGrammar.warmUp` bounds its work by.
+  var visitedNodes = 0
   /// Members of one union or intersection at most.
   static let maximumMembers = 1 << 14
   /// States looked at to find out whether anything is accepted.
@@ -137,6 +150,14 @@ final class RegularStore {
     rows.initialize(repeating: nil, count: capacity)
     acceptance = .allocate(capacity: capacity)
     acceptance.initialize(repeating: 0, count: capacity)
+    relaxedStates = .allocate(capacity: capacity)
+    relaxedStates.initialize(repeating: Self.unknown, count: capacity)
+    slacks = .allocate(capacity: capacity)
+    slacks.initialize(repeating: Self.unknown, count: capacity)
+    loops = .allocate(capacity: capacity)
+    loops.initialize(repeating: Self.unknownLoops, count: capacity)
+    visits = .allocate(capacity: capacity)
+    visits.initialize(repeating: 0, count: capacity)
     table = InternTable(capacity: 1 << 10)
     for kind in [Kind.never, .empty, .allBytes] {
       _ = add(kind, 0, 0, 0, Self.seed(kind), accepts: kind == .never ? 0 : 1)
@@ -150,6 +171,10 @@ final class RegularStore {
     dropRows()
     rows.deallocate()
     acceptance.deallocate()
+    relaxedStates.deallocate()
+    slacks.deallocate()
+    loops.deallocate()
+    visits.deallocate()
   }
 
   private func overflowed(_ message: String) {
@@ -202,16 +227,20 @@ final class RegularStore {
 
   private func grow() {
     let larger = capacity * 2
-    let newRows = UnsafeMutablePointer<UnsafeMutablePointer<RegularState>?>.allocate(capacity: larger)
-    newRows.initialize(repeating: nil, count: larger)
-    newRows.update(from: rows, count: capacity)
-    let newAcceptance = UnsafeMutablePointer<Int32>.allocate(capacity: larger)
-    newAcceptance.initialize(repeating: 0, count: larger)
-    newAcceptance.update(from: acceptance, count: capacity)
-    rows.deallocate()
-    acceptance.deallocate()
-    rows = newRows
-    acceptance = newAcceptance
+    let old = capacity
+    func extend<Element>(_ memory: inout UnsafeMutablePointer<Element>, _ value: Element) {
+      let fresh = UnsafeMutablePointer<Element>.allocate(capacity: larger)
+      fresh.moveInitialize(from: memory, count: old)
+      (fresh + old).initialize(repeating: value, count: larger - old)
+      memory.deallocate()
+      memory = fresh
+    }
+    extend(&rows, nil)
+    extend(&acceptance, 0)
+    extend(&relaxedStates, Self.unknown)
+    extend(&slacks, Self.unknown)
+    extend(&loops, Self.unknownLoops)
+    extend(&visits, 0)
     capacity = larger
   }
 
@@ -220,6 +249,9 @@ final class RegularStore {
     work = 0
     workLimit = limit
   }
+
+  /// Derivatives taken since `beginOperation`.
+  var workDone: Int { work }
 
   func accepts(_ state: RegularState) -> Bool { acceptance[Int(state)] != 0 }
 
@@ -825,8 +857,52 @@ final class RegularStore {
   }
 
   /// The successors of a state, one per byte; dead ones are `never`. Valid until rows are dropped.
+  @inline(__always)
   func row(_ state: RegularState) -> UnsafeMutablePointer<RegularState> {
     if let row = rows[Int(state)] { return row }
+    return makeRow(state)
+  }
+
+  /// The successor of a state by one byte; `never` if it is dead.
+  @inline(__always)
+  func successor(_ state: RegularState, _ byte: UInt8) -> RegularState {
+    if let row = rows[Int(state)] { return row[Int(byte)] }
+    return findSuccessor(state, byte)
+  }
+
+  @inline(never)
+  private func findSuccessor(_ state: RegularState, _ byte: UInt8) -> RegularState {
+    if visits[Int(state)] >= Self.visitsBeforeRow { return makeRow(state)[Int(byte)] }
+    visits[Int(state)] += 1
+    let target = derivative(state, byte)
+    return target != Self.never && isAlive(target) ? target : Self.never
+  }
+
+  /// Whether no byte of some classes leads from a state elsewhere, as far as that is known without work.
+  @inline(__always)
+  func isKnownToLoop(_ state: RegularState, _ classes: UInt64) -> Bool {
+    rows[Int(state)] != nil && classes & ~loopClasses(state) == 0
+  }
+
+  /// The classes of bytes (`ByteClass`) all of whose bytes lead from a state to itself: below a node of the token tree that
+  /// has no others, nothing changes.
+  @inline(__always)
+  func loopClasses(_ state: RegularState) -> UInt64 {
+    let known = loops[Int(state)]
+    return known != Self.unknownLoops ? known : findLoopClasses(state)
+  }
+
+  private func findLoopClasses(_ state: RegularState) -> UInt64 {
+    let row = row(state)
+    var leaving: UInt64 = 0
+    for byte in 0..<256 where row[byte] != state { leaving |= ByteClass.bits[byte] }
+    let result = ByteClass.all & ~leaving
+    loops[Int(state)] = result
+    return result
+  }
+
+  @inline(never)
+  private func makeRow(_ state: RegularState) -> UnsafeMutablePointer<RegularState> {
     let row = UnsafeMutablePointer<RegularState>.allocate(capacity: 256)
     row.initialize(repeating: 0, count: 256)
     var boundaries = Boundaries()
@@ -1031,13 +1107,11 @@ final class RegularStore {
 
   // MARK: Relaxed counts
 
-  @exclusivity(unchecked) private var relaxedStates: [RegularState: RegularState] = [:]
-  @exclusivity(unchecked) private var slacks: [RegularState: Int32] = [:]
-
   /// The state with counts of `least` or more replaced by no limit and minima by none: the same but for texts that come
   /// near a limit.
   func relaxed(_ state: RegularState, least: Int32) -> RegularState {
-    if let found = relaxedStates[state] { return found }
+    let found = relaxedStates[Int(state)]
+    if found != Self.unknown { return found }
     let node = nodes[Int(state)]
     let result: RegularState
     switch node.kind {
@@ -1049,16 +1123,17 @@ final class RegularStore {
     case .nonEmpty: result = relaxed(node.a, least: least)
     default: result = state
     }
-    relaxedStates[state] = result
+    relaxedStates[Int(state)] = result
     return result
   }
 
   /// The least count that `relaxed` gives up: texts of at most this many bytes do not tell the two apart, provided
   /// minima are none. `nil` if a minimum was given up, too.
   func slack(_ state: RegularState, least: Int32) -> Int32? {
-    if let known = slacks[state] { return known < 0 ? nil : known }
+    let known = slacks[Int(state)]
+    if known != Self.unknown { return known < 0 ? nil : known }
     let result = computedSlack(state, least: least)
-    slacks[state] = result ?? -1
+    slacks[Int(state)] = result ?? -1
     return result
   }
 
@@ -1118,4 +1193,32 @@ struct InternTable {
     }
     self = larger
   }
+}
+
+/// Bytes in classes, so that the bytes below a node of the token tree are 64 bits: ASCII punctuation one by one, letters and
+/// digits by what patterns usually tell apart, other bytes by their place in UTF-8.
+enum ByteClass {
+  /// The class of each byte, as a bit.
+  static let bits: [UInt64] = {
+    var next: UInt64 = 1
+    var bits = [UInt64](repeating: 0, count: 256)
+    func add(_ bytes: some Sequence<Int>) {
+      for byte in bytes { bits[byte] = next }
+      next <<= 1
+    }
+    for byte in [0x09, 0x0A, 0x0D] { add([byte]) }
+    for byte in 0x20..<0x7F where !(0x30...0x39).contains(byte) && !(0x41...0x5A).contains(byte & ~0x20) { add([byte]) }
+    for letters in [0x41...0x46, 0x47...0x5A, 0x61...0x66, 0x67...0x7A] { add(letters) }
+    add(0x30...0x39)
+    add((0x00...0x1F).filter { ![0x09, 0x0A, 0x0D].contains($0) } + [0x7F])
+    add(0x80...0xBF)
+    add(0xC2...0xDF)
+    add(0xE0...0xEF)
+    add(0xF0...0xF4)
+    add([0xC0, 0xC1] + Array(0xF5...0xFF))
+    return bits
+  }()
+
+  /// All classes.
+  static let all: UInt64 = bits.reduce(0, |)
 }

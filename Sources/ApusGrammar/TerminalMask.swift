@@ -98,48 +98,109 @@ struct TerminalMaskBuilder {
     return walk(state)
   }
 
+  /// Exits under way: nodes by acceptance, of which there are few.
+  private struct ExitLists {
+    var acceptances: [Int32] = []
+    var nodes: [[Int32]] = []
+    private var last = 0
+
+    @inline(__always)
+    mutating func add(_ node: Int32, _ acceptance: Int32) {
+      if last >= acceptances.count || acceptances[last] != acceptance { find(acceptance) }
+      nodes[last].append(node)
+    }
+
+    private mutating func find(_ acceptance: Int32) {
+      if let index = acceptances.firstIndex(of: acceptance) {
+        last = index
+      } else {
+        last = acceptances.count
+        acceptances.append(acceptance)
+        nodes.append([])
+      }
+    }
+
+    func list(of acceptance: Int32) -> [Int32]? { acceptances.firstIndex(of: acceptance).map { nodes[$0] } }
+
+    mutating func set(_ list: [Int32], _ acceptance: Int32) {
+      find(acceptance)
+      nodes[last] = list
+    }
+
+    /// In a fixed order.
+    func exits(_ store: RegularStore) -> [TerminalMask.Exits] {
+      acceptances.indices.sorted { acceptances[$0] < acceptances[$1] }.map {
+        TerminalMask.Exits(tags: store.acceptanceSets[Int(acceptances[$0])], nodes: nodes[$0])
+      }
+    }
+  }
+
   /// Walks the whole tree.
   private func walk(_ state: RegularState) -> TerminalMask {
-    var exits: [Int32: [Int32]] = [:]
-    var tokens: [Int32] = []
-    let stack = UnsafeMutablePointer<UnsafeMutablePointer<RegularState>>.allocate(capacity: tree.maximumDepth + 2)
+    var exits = ExitLists()
+    let stack = UnsafeMutablePointer<RegularState>.allocate(capacity: tree.maximumDepth + 2)
     defer { stack.deallocate() }
-    stack[0] = store.row(state)
+    stack[0] = state
     let bytes = tree.bytes
     let depths = tree.depths
     let ends = tree.ends
     let ids = tree.tokens
-    var node = 1
-    let count = tree.count
-    while node < count {
-      let depth = Int(depths[node])
-      let target = stack[depth - 1][Int(bytes[node])]
-      let end = Int(ends[node])
-      if target == RegularStore.never {
-        node = end
-        continue
-      }
-      if ids[node] >= 0 { tokens.append(ids[node]) }
-      if end > node + 1 {
-        let acceptance = store.acceptance[Int(target)]
-        if acceptance != 0 { exits[acceptance, default: []].append(Int32(node)) }
-        stack[depth] = store.row(target)
-      }
-      node += 1
-    }
-    return finish(tokens, exits)
-  }
-
-  private func finish(_ tokens: [Int32], _ exits: [Int32: [Int32]]) -> TerminalMask {
-    let list = exits.sorted { $0.key < $1.key }.map {
-      TerminalMask.Exits(tags: store.acceptanceSets[Int($0.key)], nodes: $0.value)
-    }
-    if tokens.count * 4 <= wordCount { return TerminalMask(words: nil, tokens: tokens, exits: list) }
+    let classes = tree.classes
+    let order = tree.order
+    let firstToken = tree.firstToken
     var words = [UInt32](repeating: 0, count: wordCount)
+    var tokenCount = 0
+    var visited = 0
     words.withUnsafeMutableBufferPointer { words in
-      for token in tokens { words[Int(token >> 5)] |= 1 << UInt32(token & 31) }
+      var node = 1
+      let count = tree.count
+      while node < count {
+        visited += 1
+        let depth = Int(depths[node])
+        let target = store.successor(stack[depth - 1], bytes[node])
+        let end = Int(ends[node])
+        if target == RegularStore.never {
+          node = end
+          continue
+        }
+        if end > node + 1 {
+          let acceptance = store.acceptance[Int(target)]
+          if acceptance != 0 { exits.add(Int32(node), acceptance) }
+          if store.isKnownToLoop(target, classes[node]) {
+            // Nothing below leaves the state: all tokens are allowed.
+            for index in Int(firstToken[node])..<Int(firstToken[end]) {
+              let token = order[index]
+              words[Int(token >> 5)] |= 1 << UInt32(token & 31)
+            }
+            tokenCount += Int(firstToken[end] - firstToken[node])
+            if acceptance != 0 {
+              for inner in node + 1..<end where Int(ends[inner]) > inner + 1 { exits.add(Int32(inner), acceptance) }
+            }
+            node = end
+            continue
+          }
+          stack[depth] = target
+        }
+        let token = ids[node]
+        if token >= 0 {
+          words[Int(token >> 5)] |= 1 << UInt32(token & 31)
+          tokenCount += 1
+        }
+        node += 1
+      }
     }
-    return TerminalMask(words: words, tokens: [], exits: list)
+    store.visitedNodes += visited
+    if tokenCount * 4 > wordCount { return TerminalMask(words: words, tokens: [], exits: exits.exits(store)) }
+    var tokens: [Int32] = []
+    tokens.reserveCapacity(tokenCount)
+    for (index, word) in words.enumerated() where word != 0 {
+      var rest = word
+      while rest != 0 {
+        tokens.append(Int32(index << 5 | rest.trailingZeroBitCount))
+        rest &= rest - 1
+      }
+    }
+    return TerminalMask(words: nil, tokens: tokens, exits: exits.exits(store))
   }
 
   /// Walks the parts of the tree where a state and another do not agree, and takes the rest from the other's mask.
@@ -148,7 +209,7 @@ struct TerminalMaskBuilder {
     guard var words = known.words else { return walk(state) }
     // Regions of the tree in which the exits of the base do not hold.
     var replaced: [Range<Int32>] = []
-    var exits: [Int32: [Int32]] = [:]
+    var exits = ExitLists()
     let left = UnsafeMutablePointer<RegularState>.allocate(capacity: tree.maximumDepth + 2)
     let right = UnsafeMutablePointer<RegularState>.allocate(capacity: tree.maximumDepth + 2)
     defer {
@@ -161,12 +222,14 @@ struct TerminalMaskBuilder {
     let ids = tree.tokens
     var node = 1
     let count = tree.count
+    var visited = 0
     words.withUnsafeMutableBufferPointer { words in
       while node < count {
+        visited += 1
         let depth = Int(tree.depths[node])
-        let byte = Int(tree.bytes[node])
-        let mine = left[depth - 1] == RegularStore.never ? 0 : store.row(left[depth - 1])[byte]
-        let theirs = right[depth - 1] == RegularStore.never ? 0 : store.row(right[depth - 1])[byte]
+        let byte = tree.bytes[node]
+        let mine = left[depth - 1] == RegularStore.never ? 0 : store.successor(left[depth - 1], byte)
+        let theirs = right[depth - 1] == RegularStore.never ? 0 : store.successor(right[depth - 1], byte)
         let end = Int(ends[node])
         if mine == theirs {
           node = end
@@ -182,8 +245,9 @@ struct TerminalMaskBuilder {
         }
         if mine == RegularStore.never {
           // Nothing below is allowed.
-          for inner in node..<end where ids[inner] >= 0 {
-            words[Int(ids[inner] >> 5)] &= ~(1 << UInt32(ids[inner] & 31))
+          for index in Int(tree.firstToken[node])..<Int(tree.firstToken[end]) {
+            let token = tree.order[index]
+            words[Int(token >> 5)] &= ~(1 << UInt32(token & 31))
           }
           replaced.append(Int32(node)..<Int32(end))
           node = end
@@ -193,13 +257,14 @@ struct TerminalMaskBuilder {
         replaced.append(Int32(node)..<Int32(node + 1))
         if end > node + 1 {
           let acceptance = store.acceptance[Int(mine)]
-          if acceptance != 0 { exits[acceptance, default: []].append(Int32(node)) }
+          if acceptance != 0 { exits.add(Int32(node), acceptance) }
           left[depth] = mine
           right[depth] = theirs
         }
         node += 1
       }
     }
+    store.visitedNodes += visited
     for group in known.exits {
       let acceptance = store.acceptanceSet(group.tags)
       var kept: [Int32] = []
@@ -209,7 +274,7 @@ struct TerminalMaskBuilder {
         if region < replaced.count, replaced[region].contains(exit) { continue }
         kept.append(exit)
       }
-      if let added = exits[acceptance] {
+      if let added = exits.list(of: acceptance) {
         var merged: [Int32] = []
         merged.reserveCapacity(kept.count + added.count)
         var first = 0
@@ -223,14 +288,11 @@ struct TerminalMaskBuilder {
             second += 1
           }
         }
-        exits[acceptance] = merged
+        exits.set(merged, acceptance)
       } else if !kept.isEmpty {
-        exits[acceptance] = kept
+        exits.set(kept, acceptance)
       }
     }
-    let list = exits.sorted { $0.key < $1.key }.map {
-      TerminalMask.Exits(tags: store.acceptanceSets[Int($0.key)], nodes: $0.value)
-    }
-    return TerminalMask(words: words, tokens: [], exits: list)
+    return TerminalMask(words: words, tokens: [], exits: exits.exits(store))
   }
 }

@@ -76,6 +76,11 @@ final class TokenTree: @unchecked Sendable {
   let tokens: UnsafeMutablePointer<Int32>
   /// Bytes of the longest way down from a node.
   let heights: UnsafeMutablePointer<UInt16>
+  /// The classes (`ByteClass`) of the bytes below a node, its own left out.
+  let classes: UnsafeMutablePointer<UInt64>
+  /// The tokens in the order of their nodes, and how many of them come before a node; one entry more than there are nodes.
+  let order: UnsafeMutablePointer<Int32>
+  let firstToken: UnsafeMutablePointer<Int32>
   let maximumDepth: Int
 
   init(bytes text: [UInt8], offsets: [Int32]) {
@@ -133,6 +138,28 @@ final class TokenTree: @unchecked Sendable {
       }
     }
     maximumDepth = Int(nodeDepths.max() ?? 0)
+    var nodeClasses = [UInt64](repeating: 0, count: count)
+    let bits = ByteClass.bits
+    // Backwards, so that what is below a node is complete before the node passes it on.
+    var parentOf: [Int] = []
+    parents = []
+    for node in 0..<count {
+      parents.removeLast(max(0, parents.count - Int(nodeDepths[node])))
+      parentOf.append(parents.last ?? -1)
+      parents.append(node)
+    }
+    for node in stride(from: count - 1, to: 0, by: -1) {
+      nodeClasses[parentOf[node]] |= nodeClasses[node] | bits[Int(nodeBytes[node])]
+    }
+    var tokensInOrder: [Int32] = []
+    var tokensBefore: [Int32] = []
+    tokensInOrder.reserveCapacity(tokenCount)
+    tokensBefore.reserveCapacity(count + 1)
+    for node in 0..<count {
+      tokensBefore.append(Int32(tokensInOrder.count))
+      if nodeTokens[node] >= 0 { tokensInOrder.append(nodeTokens[node]) }
+    }
+    tokensBefore.append(Int32(tokensInOrder.count))
     func copy<Element>(_ array: [Element]) -> UnsafeMutablePointer<Element> {
       let pointer = UnsafeMutablePointer<Element>.allocate(capacity: array.count)
       pointer.initialize(from: array, count: array.count)
@@ -143,6 +170,9 @@ final class TokenTree: @unchecked Sendable {
     ends = copy(nodeEnds)
     tokens = copy(nodeTokens)
     heights = copy(nodeHeights)
+    classes = copy(nodeClasses)
+    self.order = copy(tokensInOrder)
+    firstToken = copy(tokensBefore)
   }
 
   deinit {
@@ -151,5 +181,8 @@ final class TokenTree: @unchecked Sendable {
     ends.deallocate()
     tokens.deallocate()
     heights.deallocate()
+    classes.deallocate()
+    order.deallocate()
+    firstToken.deallocate()
   }
 }

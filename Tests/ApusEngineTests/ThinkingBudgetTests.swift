@@ -191,10 +191,16 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             #expect(parts.count == 2, "\(result.text)")
             let answer = parts.last.map(String.init) ?? ""
             #expect(answer.range(of: "^\n?(yes|no), [0-9]{3}$", options: .regularExpression) != nil, "\(result.text)")
-            // The opening mark, the budget, a line break and the closing mark, by tokens as they were drawn.
-            let marks = try engine.encode(begin + "\n</think>", addSpecialTokens: false).count
-            let head = try engine.decode(Array(result.tokens.prefix(marks + budget)), skipSpecialTokens: false)
-            #expect(head.contains("</think>"), "\(result.text)")
+            // The tokens drawn between the marks, either of which may be spelled by several: the budget, and the end's.
+            func length(until isThere: (String) -> Bool) throws -> Int {
+              try (0...result.tokens.count).first {
+                isThere(try engine.decode(Array(result.tokens.prefix($0)), skipSpecialTokens: false))
+              } ?? .max
+            }
+            let opened = try length { $0.hasPrefix(begin) }
+            let closed = try length { $0.contains("</think>") }
+            let ending = try engine.encode("\n</think>", addSpecialTokens: false).count
+            #expect(closed - opened <= budget + ending, "\(result.text)")
             if let text = known[seed] { #expect(text == result.text) }
             known[seed] = result.text
           }
