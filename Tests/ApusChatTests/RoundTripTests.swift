@@ -117,16 +117,6 @@ private let families: [Family] = [
     path: "chat_templates/llama.cpp-2025-02/NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja",
     start: "<|im_start|>assistant\n", end: "<|im_end|>\n", hasContent: false),
   Family(
-    format: "hermes", path: "chat_templates/mistral.rs/nousresearch_hermes3_tool_use.jinja",
-    start: "<|im_start|>assistant\n", end: "<|im_end|>\n", hasContent: false),
-  Family(
-    format: "hermes",
-    path: "chat_templates/llama.cpp-2025-02/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
-    start: "<|im_start|>assistant\n", end: "<|im_end|>\n", hasContent: false),
-  Family(
-    format: "hermes", path: "chat_templates/vllm-2024-11/tool_chat_template_hermes.jinja",
-    start: "<|im_start|>assistant\n", end: "<|im_end|>\n", hasContent: false),
-  Family(
     format: "qwen3_coder", path: "tokenizers/qwen2/qwen3-coder_tokenizer_config.json",
     start: "<|im_start|>assistant\n", end: "<|im_end|>\n"),
   Family(
@@ -141,22 +131,6 @@ private let families: [Family] = [
     start: "<|start_header_id|>assistant<|end_header_id|>\n\n", end: "<|eot_id|>", severalCalls: false,
     hasContent: false),
   Family(
-    format: "llama3", path: "chat_templates/vllm-2024-11/tool_chat_template_llama3.2_json.jinja",
-    start: "<|start_header_id|>assistant<|end_header_id|>\n\n", end: "<|eot_id|>", severalCalls: false,
-    hasContent: false),
-  Family(
-    format: "llama3", path: "chat_templates/sglang/tool_chat_template_llama3.1_json.jinja",
-    start: "<|start_header_id|>assistant<|end_header_id|>\n\n", end: "<|eot_id|>", severalCalls: false,
-    hasContent: false),
-  Family(
-    format: "llama3", path: "chat_templates/llama.cpp-2025-02/meta-llama-Llama-3.2-3B-Instruct.jinja",
-    start: "<|start_header_id|>assistant<|end_header_id|>\n\n", end: "<|eot_id|>", severalCalls: false,
-    hasContent: false),
-  Family(
-    format: "llama3", path: "chat_templates/llama.cpp-2025-02/meta-llama-Llama-3.3-70B-Instruct.jinja",
-    start: "<|start_header_id|>assistant<|end_header_id|>\n\n", end: "<|eot_id|>", severalCalls: false,
-    hasContent: false),
-  Family(
     format: "pythonic", path: "chat_templates/sglang/tool_chat_template_llama4_pythonic.jinja",
     start: "<|header_start|>assistant<|header_end|>\n\n", end: "<|eot|>", isPlain: true),
   Family(
@@ -165,18 +139,6 @@ private let families: [Family] = [
   Family(
     format: "mistral", path: "chat_templates/llama.cpp-2025-02/mistralai-Mistral-Nemo-Instruct-2407.jinja",
     start: "[/INST]", end: "</s>", hasContent: false),
-  Family(
-    format: "mistral", path: "chat_templates/vllm-2024-11/tool_chat_template_mistral_parallel.jinja", start: "[/INST]",
-    end: "</s>", hasContent: false),
-  Family(
-    format: "mistral", path: "chat_templates/mistral.rs/mistral_nemo_tool_call.jinja", start: "[/INST]", end: "</s>",
-    hasContent: false),
-  Family(
-    format: "mistral", path: "chat_templates/mistral.rs/mistral_small_tool_call.jinja", start: "[/INST]", end: "</s>",
-    hasContent: false),
-  Family(
-    format: "deepseekv3", path: "chat_templates/mistral.rs/deepseek_tool_call.jinja", start: "<｜Assistant｜>",
-    end: "<｜end▁of▁sentence｜>", isIndented: true),
   Family(
     format: "deepseekv3", path: "chat_templates/sglang/tool_chat_template_deepseekv3.jinja", start: "<｜Assistant｜>",
     end: "<｜end▁of▁sentence｜>"),
@@ -188,9 +150,6 @@ private let families: [Family] = [
     start: "<｜Assistant｜></think>", end: "<｜end▁of▁sentence｜>", isIndented: true),
   Family(
     format: "deepseekv31", path: "chat_templates/sglang/tool_chat_template_deepseekv32.jinja",
-    start: "<｜Assistant｜></think>", end: "<｜end▁of▁sentence｜>", isIndented: true),
-  Family(
-    format: "deepseekv31", path: "chat_templates/sglang/tool_chat_template_deepseekv31.jinja",
     start: "<｜Assistant｜></think>", end: "<｜end▁of▁sentence｜>", isIndented: true),
   Family(
     format: "internlm", path: "chat_templates/vllm-2024-11/tool_chat_template_internlm2_tool.jinja",

@@ -83,6 +83,8 @@ import Testing
       ("query", "x"), ("documents", ["x"]), ("items", [["role": "user", "content": "Hi"]]), ("metadata", [:]),
     ])
     var base = JSONObject()
+    // Not required where tokens are counted, but judged before what the chat API's reader judges.
+    if path.hasPrefix("/v1/responses") { base["input"] = "x" }
     for name in schema["required"]?.arrayValue ?? [] {
       let name = try #require(name.stringValue)
       base[name] = try #require(whole[name])

@@ -41,11 +41,6 @@ import Testing
       name: "chat-tools", path: "/v1/chat/completions",
       body: ["messages": question, "stream": true, "tools": tools], words: callingAnswer),
     Case(
-      name: "completions", path: "/v1/completions",
-      body: [
-        "prompt": ["ab", "c"], "stream": true, "echo": true, "stop": "!", "stream_options": ["include_usage": true],
-      ]),
-    Case(
       name: "responses", path: "/v1/responses", body: ["input": "Hi", "stream": true, "tools": flatTools],
       words: callingAnswer),
     Case(
@@ -65,9 +60,6 @@ import Testing
     Case(
       name: "generate", path: "/generate",
       body: ["text": "ab", "stream": true, "sampling_params": ["max_new_tokens": 3], "return_logprob": true]),
-    Case(
-      name: "generate-incremental", path: "/generate",
-      body: ["text": ["ab", "c"], "stream": true, "sampling_params": ["max_new_tokens": 2]], isIncremental: true),
   ]
 
   private static let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent(
