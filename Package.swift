@@ -143,7 +143,7 @@ let package = Package(
         .product(name: "HummingbirdTesting", package: "hummingbird"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "NIOHTTP1", package: "swift-nio"),
-      ], swiftSettings: settings),
+      ], exclude: ["Goldens"], swiftSettings: settings),
     .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: settings),
     .testTarget(
       name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine"], swiftSettings: settings),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the server with the official OpenAI, Anthropic and Ollama clients, against the demo model.
+# Checks the server with the official OpenAI, Anthropic and Ollama clients, and its OpenAPI document, with the demo model.
 #
 #   Scripts/client_checks.sh setup         makes the Python environment of the pinned clients; needs PyPI the first time
 #   Scripts/client_checks.sh run APUS      serves the demo model with the executable APUS on free ports and runs the checks;
@@ -80,7 +80,7 @@ run() {
   text=$url
   serve vectors --is-embedding --api-key "$key"
   vectors=$url
-  local -A addresses=([openai]=$text/v1 [anthropic]=$text [ollama]=$text [embedding]=$vectors/v1)
+  local -A addresses=([openai]=$text/v1 [anthropic]=$text [ollama]=$text [openapi]=$text [embedding]=$vectors/v1)
   local -A checks
   local client
   for client in "${!addresses[@]}"; do

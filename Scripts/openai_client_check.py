@@ -659,6 +659,77 @@ def responses_in_the_background(s):
 
 
 @check
+def responses_stream_in_the_background(s):
+  has_template(s)
+  whole = respond(s)
+  events = list(respond(s, background=True, stream=True))
+  assert [event.sequence_number for event in events] == list(range(len(events))), events
+  assert [event.type for event in events[:3]] == ["response.created", "response.queued", "response.in_progress"], events
+  assert events[-1].response.output_text == whole.output_text, (events[-1], whole)
+  # A client that was cut off goes on where it was, while the response is made or afterwards.
+  stream = respond(s, background=True, stream=True)
+  begun = [next(iter(stream)) for _ in range(3)]
+  stream.close()
+  name = begun[0].response.id
+  rest = list(s.client.responses.retrieve(name, stream=True, starting_after=begun[-1].sequence_number))
+  text = "".join(event.delta for event in begun + rest if event.type == "response.output_text.delta")
+  assert text == whole.output_text, (begun, rest)
+  assert s.client.responses.retrieve(name).output_text == text
+
+
+@check
+def responses_count_their_input(s):
+  has_template(s)
+  fields = {"model": s.model, "input": "What is the capital of France?", "instructions": "Be brief."}
+  count = s.client.responses.input_tokens.count(**fields)
+  assert count.object == "response.input_tokens", count
+  assert count.input_tokens == respond(s, **fields).usage.input_tokens, count
+
+
+@check
+def responses_take_references(s):
+  has_template(s)
+  first = respond(s, input="My name is Ada.")
+  asked = list(s.client.responses.input_items.list(first.id))[0]
+  second = respond(s, input=[
+    {"type": "item_reference", "id": asked.id}, {"type": "item_reference", "id": first.output[-1].id},
+    {"role": "user", "content": "What is my name?"}])
+  assert second.output_text == respond(s, input="What is my name?", previous_response_id=first.id).output_text
+  expect_error(
+    openai.NotFoundError, 404, lambda: respond(s, input=[{"type": "item_reference", "id": "msg_none"}]),
+    parameter="input[0].id")
+
+
+@check
+def conversations(s):
+  has_template(s)
+  items = s.client.conversations.items
+  made = s.client.conversations.create(
+    metadata={"topic": "names"}, items=[{"type": "message", "role": "user", "content": "My name is Ada."}])
+  assert made.object == "conversation" and made.metadata == {"topic": "names"}, made
+  assert s.client.conversations.retrieve(made.id) == made
+  assert s.client.conversations.update(made.id, metadata={}).metadata == {}
+  first = respond(s, input="What is my name?", conversation=made.id)
+  assert first.conversation.id == made.id, first
+  listed = list(items.list(made.id, order="asc", limit=2))
+  assert [item.type for item in listed][:2] == ["message", "message"], listed
+  assert listed[1].content[0].text == "What is my name?" and listed[-1].id == first.output[-1].id, listed
+  spelt = respond(s, input=[
+    {"role": "user", "content": "My name is Ada."}, {"role": "user", "content": "What is my name?"},
+    *[item.to_dict() for item in first.output], {"role": "user", "content": "And yours?"}])
+  second = respond(s, input="And yours?", conversation={"id": made.id})
+  assert second.output_text == spelt.output_text, (second, spelt)
+  added = items.create(made.id, items=[{"type": "message", "role": "user", "content": "Thank you."}])
+  item = added.data[0]
+  assert items.retrieve(item.id, conversation_id=made.id) == item, item
+  assert items.delete(item.id, conversation_id=made.id).id == made.id
+  expect_error(openai.NotFoundError, 404, lambda: items.retrieve(item.id, conversation_id=made.id), parameter="item_id")
+  assert s.client.conversations.delete(made.id).deleted
+  expect_error(
+    openai.NotFoundError, 404, lambda: respond(s, conversation=made.id), parameter="conversation")
+
+
+@check
 def bad_responses_are_bad_requests(s):
   expect_error(openai.BadRequestError, 400, lambda: respond(s, temperature=-1), parameter="temperature")
   expect_error(openai.BadRequestError, 400, lambda: respond(s, input=[]), parameter="input")

@@ -55,6 +55,11 @@ public final class Server: Sendable {
       service: service, configuration: configuration, logger: logger, registry: metrics, store: store)
   }
 
+  /// The method and the path of each endpoint.
+  package var endpoints: [(method: String, path: String)] {
+    state.routes.flatMap { route in route.methods.map { ($0.rawValue, route.path) } }
+  }
+
   /// The port the server listens on; `nil` before it listens.
   public var port: Int? {
     let port = boundPort.load(ordering: .acquiring)

@@ -11,6 +11,10 @@ public struct StoreLimits: Sendable, Equatable {
   public var responses = 100_000
   /// The most bytes of responses together; the oldest make room for new ones.
   public var responseBytes = 1 << 30
+  /// The most conversations. New ones are refused beyond it.
+  public var conversations = 100_000
+  /// The most bytes of conversations' items together. New ones are refused beyond it.
+  public var conversationBytes = 1 << 30
   /// The largest file, in bytes.
   public var fileBytes = 200 << 20
   /// The most files. New ones are refused beyond it.
@@ -30,6 +34,8 @@ public struct StoreLimits: Sendable, Equatable {
     var limits = StoreLimits()
     limits.responses = 10_000
     limits.responseBytes = 256 << 20
+    limits.conversations = 10_000
+    limits.conversationBytes = 256 << 20
     limits.totalFileBytes = 1 << 30
     limits.files = 1000
     return limits
@@ -148,6 +154,46 @@ public final class Store: ResponseStore {
           END;
           """)
     }
+    migrator.registerMigration("2") { db in
+      // Items of responses are found by their ids; they themselves stay in the response.
+      try db.execute(
+        sql: """
+          CREATE TABLE responseItem (
+            number INTEGER PRIMARY KEY, id TEXT NOT NULL, response INTEGER NOT NULL REFERENCES response ON DELETE CASCADE);
+          CREATE INDEX responseItemID ON responseItem (id);
+          CREATE INDEX responseItemResponse ON responseItem (response);
+          INSERT INTO responseItem (id, response)
+            SELECT json_extract(value, '$.id'), response.number FROM response,
+              json_each(iif(json_valid(CAST(input AS TEXT)), CAST(input AS TEXT), '[]'))
+            WHERE json_extract(value, '$.id') IS NOT NULL;
+          INSERT INTO responseItem (id, response)
+            SELECT json_extract(value, '$.id'), response.number FROM response,
+              json_each(iif(json_valid(CAST(object AS TEXT)), CAST(object AS TEXT), '{}'), '$.output')
+            WHERE json_extract(value, '$.id') IS NOT NULL;
+          CREATE TABLE conversation (
+            number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, created INTEGER NOT NULL, metadata BLOB NOT NULL);
+          CREATE TABLE conversationItem (
+            number INTEGER PRIMARY KEY, conversation INTEGER NOT NULL REFERENCES conversation ON DELETE CASCADE,
+            id TEXT NOT NULL, size INTEGER NOT NULL, object BLOB NOT NULL, UNIQUE (conversation, id));
+          CREATE INDEX conversationItemID ON conversationItem (id);
+          CREATE INDEX conversationItemOrder ON conversationItem (conversation, number);
+          CREATE TABLE conversationTotal (
+            id INTEGER PRIMARY KEY CHECK (id = 1), conversations INTEGER NOT NULL, bytes INTEGER NOT NULL);
+          INSERT INTO conversationTotal VALUES (1, 0, 0);
+          CREATE TRIGGER conversationInserted AFTER INSERT ON conversation BEGIN
+            UPDATE conversationTotal SET conversations = conversations + 1;
+          END;
+          CREATE TRIGGER conversationDeleted AFTER DELETE ON conversation BEGIN
+            UPDATE conversationTotal SET conversations = conversations - 1;
+          END;
+          CREATE TRIGGER conversationItemInserted AFTER INSERT ON conversationItem BEGIN
+            UPDATE conversationTotal SET bytes = bytes + new.size;
+          END;
+          CREATE TRIGGER conversationItemDeleted AFTER DELETE ON conversationItem BEGIN
+            UPDATE conversationTotal SET bytes = bytes - old.size;
+          END;
+          """)
+    }
     return migrator
   }
 
@@ -186,9 +232,10 @@ public final class Store: ResponseStore {
 
   // MARK: Responses
 
-  public func save(_ response: StoredResponse) async throws(EngineError) {
+  public func save(_ response: StoredResponse, _ turn: ConversationTurn?) async throws(EngineError) {
     let limits = limits
     try await write { db in
+      if let turn { _ = try appendTurn(turn, db, limits) }
       try db.execute(
         sql: """
           INSERT INTO response (id, created, isFinished, previousID, size, input, object) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -199,6 +246,18 @@ public final class Store: ResponseStore {
           response.id, response.created, response.isFinished, response.previousID,
           response.input.count + response.object.count, blob(response.input), blob(response.object),
         ])
+      try db.execute(
+        sql: "DELETE FROM responseItem WHERE response = (SELECT number FROM response WHERE id = ?)",
+        arguments: [response.id])
+      try db.execute(
+        sql: """
+          INSERT INTO responseItem (id, response)
+          SELECT json_extract(value, '$.id'), (SELECT number FROM response WHERE id = ?1) FROM (
+            SELECT value FROM json_each(iif(json_valid(CAST(?2 AS TEXT)), CAST(?2 AS TEXT), '[]'))
+            UNION ALL
+            SELECT value FROM json_each(iif(json_valid(CAST(?3 AS TEXT)), CAST(?3 AS TEXT), '{}'), '$.output'))
+          WHERE json_extract(value, '$.id') IS NOT NULL
+          """, arguments: [response.id, blob(response.input), blob(response.object)])
       while let total = try Row.fetchOne(db, sql: "SELECT responses, responseBytes FROM total"),
         total[0] as Int > limits.responses || total[1] as Int > limits.responseBytes
       {
@@ -245,6 +304,123 @@ public final class Store: ResponseStore {
     try await read { db in
       try Row.fetchAll(db, sql: "SELECT * FROM response WHERE isFinished = 0 ORDER BY number")
         .map(StoredResponse.init(row:))
+    }
+  }
+
+  public func item(_ id: String) async throws(EngineError) -> [UInt8]? {
+    try await read { db in
+      if let row = try Row.fetchOne(
+        db, sql: "SELECT object FROM conversationItem WHERE id = ? LIMIT 1", arguments: [id])
+      {
+        return bytes(row, 0)
+      }
+      guard
+        let row = try Row.fetchOne(
+          db,
+          sql: """
+            SELECT input, object FROM response
+            WHERE number = (SELECT response FROM responseItem WHERE id = ? ORDER BY number DESC LIMIT 1)
+            """, arguments: [id])
+      else { return nil }
+      let input = try JSONValue.parse(bytes(row, 0)).arrayValue ?? []
+      let output = try JSONValue.parse(bytes(row, 1))["output"]?.arrayValue ?? []
+      return (input + output).first { $0["id"] == .string(id) }.map { Array($0.compactText.utf8) }
+    }
+  }
+
+  // MARK: Conversations
+
+  public func insert(_ conversation: StoredConversation, _ items: [StoredItem]) async throws(EngineError) {
+    let limits = limits
+    try await write { db in
+      let count = try Int.fetchOne(db, sql: "SELECT conversations FROM conversationTotal") ?? 0
+      if count >= limits.conversations {
+        throw EngineError(.outOfMemory, "The store holds \(count) conversations, which is its limit; delete some.")
+      }
+      try db.execute(
+        sql: "INSERT INTO conversation (id, created, metadata) VALUES (?, ?, ?)",
+        arguments: [conversation.id, conversation.created, blob(conversation.metadata)])
+      _ = try appendTurn(ConversationTurn(conversation: conversation.id, items: items), db, limits)
+    }
+  }
+
+  public func conversation(_ id: String) async throws(EngineError) -> StoredConversation? {
+    try await read { db in
+      try Row.fetchOne(db, sql: "SELECT id, created, metadata FROM conversation WHERE id = ?", arguments: [id]).map {
+        StoredConversation(id: $0[0], created: $0[1], metadata: bytes($0, 2))
+      }
+    }
+  }
+
+  public func setMetadata(_ metadata: [UInt8], ofConversation id: String) async throws(EngineError) -> Bool {
+    try await write { db in
+      try db.execute(sql: "UPDATE conversation SET metadata = ? WHERE id = ?", arguments: [blob(metadata), id])
+      return db.changesCount > 0
+    }
+  }
+
+  public func deleteConversation(_ id: String) async throws(EngineError) -> Bool {
+    try await write { db in
+      try db.execute(sql: "DELETE FROM conversation WHERE id = ?", arguments: [id])
+      return db.changesCount > 0
+    }
+  }
+
+  public func add(_ turn: ConversationTurn) async throws(EngineError) {
+    let limits = limits
+    try await write { db in
+      if try !appendTurn(turn, db, limits) {
+        throw EngineError(
+          .notFound, "There is no conversation \(turn.conversation.debugDescription).", parameter: "conversation_id")
+      }
+    }
+  }
+
+  public func items(
+    ofConversation id: String, _ page: StorePage, byteLimit: Int
+  ) async throws(EngineError) -> [StoredItem] {
+    try await read { db in
+      let after =
+        page.after == nil
+        ? "1"
+        : "number \(page.isAscending ? ">" : "<") (SELECT number FROM conversationItem WHERE conversation = "
+          + "(SELECT number FROM conversation WHERE id = ?1) AND id = ?2)"
+      let rows = try Row.fetchCursor(
+        db,
+        sql: """
+          SELECT id, object FROM conversationItem
+          WHERE conversation = (SELECT number FROM conversation WHERE id = ?1) AND (?2 IS NULL OR \(after))
+          ORDER BY number \(page.order) LIMIT ?3
+          """, arguments: [id, page.after, page.limit])
+      var items: [StoredItem] = []
+      var size = 0
+      while size < byteLimit, let row = try rows.next() {
+        items.append(StoredItem(id: row[0], object: bytes(row, 1)))
+        size += items[items.count - 1].object.count
+      }
+      return items
+    }
+  }
+
+  public func item(_ id: String, ofConversation conversation: String) async throws(EngineError) -> StoredItem? {
+    try await read { db in
+      try Row.fetchOne(
+        db,
+        sql: """
+          SELECT id, object FROM conversationItem
+          WHERE conversation = (SELECT number FROM conversation WHERE id = ?) AND id = ?
+          """, arguments: [conversation, id]
+      ).map { StoredItem(id: $0[0], object: bytes($0, 1)) }
+    }
+  }
+
+  public func deleteItem(_ id: String, ofConversation conversation: String) async throws(EngineError) -> Bool {
+    try await write { db in
+      try db.execute(
+        sql: """
+          DELETE FROM conversationItem WHERE conversation = (SELECT number FROM conversation WHERE id = ?) AND id = ?
+          """, arguments: [conversation, id])
+      return db.changesCount > 0
     }
   }
 
@@ -529,10 +705,31 @@ private func storedBytes(_ db: Database) throws -> Int {
   try Int.fetchOne(db, sql: "SELECT fileBytes FROM total") ?? 0
 }
 
+/// Puts items at the end of a conversation. Returns whether there is such a conversation.
+private func appendTurn(_ turn: ConversationTurn, _ db: Database, _ limits: StoreLimits) throws -> Bool {
+  guard
+    let number = try Int64.fetchOne(
+      db, sql: "SELECT number FROM conversation WHERE id = ?", arguments: [turn.conversation])
+  else { return false }
+  let held = try Int.fetchOne(db, sql: "SELECT bytes FROM conversationTotal") ?? 0
+  if held + turn.items.reduce(0, { $0 + $1.object.count }) > limits.conversationBytes {
+    throw EngineError(
+      .outOfMemory,
+      "The store holds \(limits.conversationBytes) bytes of conversations, which is its limit; delete some.")
+  }
+  for item in turn.items {
+    try db.execute(
+      sql: "INSERT OR IGNORE INTO conversationItem (conversation, id, size, object) VALUES (?, ?, ?, ?)",
+      arguments: [number, item.id, item.object.count, blob(item.object)])
+  }
+  return true
+}
+
 /// Bytes as SQLite takes them.
 private func blob(_ bytes: [UInt8]) -> Data { Data(bytes) }
 
 private func bytes(_ row: Row, _ column: String) -> [UInt8] { Array(row[column] as Data) }
+private func bytes(_ row: Row, _ column: Int) -> [UInt8] { Array(row[column] as Data) }
 
 /// Holds a file's lock, so that two processes do not run the same batches.
 private final class FileLock: Sendable {

@@ -146,7 +146,11 @@ final class FakeService: GenerationService {
     case 0..<256: [UInt8(token)]
     case Self.bos: Array("<s>".utf8)
     case Self.eos: Array("</s>".utf8)
-    default: Array(Self.words[Int(token - Self.firstWord) % Self.words.count].utf8)
+    default:
+      state.withLock { state in
+        let words = state.behaviour.words
+        return Array(words[Int(token - Self.firstWord) % words.count].utf8)
+      }
     }
   }
 

@@ -10,26 +10,7 @@ private let weather: JSONValue = [
 private let ping: JSONValue = ["name": "ping", "input_schema": ["type": "object"]]
 private let plain: JSONValue = ["max_tokens": 100, "messages": [["role": "user", "content": "Hi"]]]
 
-private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
-  var object = body.objectValue!
-  for (key, value) in members.objectValue! { object[key] = value }
-  return .object(object)
-}
-
 private let chat = with(plain, ["tools": [weather, ping]])
-
-/// An answer with reasoning, text and two calls, in tokens that cut marks.
-private let answer = [
-  "<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Let me", " see.", "\n", "<tool_call>", "\n", "{\"name\": \"get_",
-  "weather\", \"arg", "uments\": {\"city\": \"Zü", "rich\", \"days\"", ": 3}}", "\n</tool", "_call>\n", "<tool_call>",
-  "{\"name\": \"ping\"}", "</tool_call>",
-]
-
-private func service(
-  _ words: [String] = answer, template: String = "<tool_call> <think>", promptEnd: String = "<assistant>"
-) -> FakeService {
-  FakeService(.init(words: words, promptEnd: promptEnd), chatTemplate: template)
-}
 
 /// A transcript with the names that differ from run to run replaced.
 private func stable(_ answer: Answer) -> String {
@@ -51,7 +32,7 @@ private func stable(_ answer: Answer) -> String {
         == #"{"id":"msg_ID","type":"message","role":"assistant","model":"fake/model","content":[{"type":"text","text":""#
         + text + #""}],"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":16,"#
         + #""cache_creation_input_tokens":0,"cache_read_input_tokens":3,"output_tokens":9}}"#)
-    let calls = try await send([:], service(), chat)
+    let calls = try await send([:], callingService(), chat)
     #expect(calls.json["stop_reason"] == "tool_use")
     let content = try #require(calls.json["content"]?.arrayValue)
     #expect(content.count == 4)
@@ -64,7 +45,7 @@ private func stable(_ answer: Answer) -> String {
   }
 
   @Test func streamTranscript() async throws {
-    let streamed = try await send(["stream": true], service(), chat)
+    let streamed = try await send(["stream": true], callingService(), chat)
     #expect(streamed.headers[.contentType] == "text/event-stream; charset=utf-8")
     func event(_ name: String, _ members: String = "") -> String {
       "event: \(name)\ndata: {\"type\":\"\(name)\"\(members)}\n\n"
@@ -155,7 +136,7 @@ private func stable(_ answer: Answer) -> String {
     let stopped = try await send(["stop_sequences": [" world"]], FakeService())
     #expect(stopped.json["stop_reason"] == "stop_sequence" && stopped.json["stop_sequence"] == " world")
     // A call that breaks off has no input that could be told.
-    let broken = try await send(["max_tokens": 15], service(), chat)
+    let broken = try await send(["max_tokens": 15], callingService(), chat)
     #expect(broken.json["stop_reason"] == "max_tokens" && broken.json["content"]?[2]?["input"] == [:])
   }
 
@@ -179,7 +160,7 @@ private func stable(_ answer: Answer) -> String {
   }
 
   @Test func conversations() async throws {
-    let fake = service(["x"])
+    let fake = callingService(["x"])
     let answer = try await send(
       [
         "system": [["type": "text", "text": "Be brief"], ["type": "text", "text": "Be kind"]],
@@ -237,7 +218,7 @@ private func stable(_ answer: Answer) -> String {
 
   @Test func choicesOfTools() async throws {
     func grammar(_ choice: JSONValue) async throws -> JSONValue? {
-      let fake = service(promptEnd: "<think></think>")
+      let fake = callingService(promptEnd: "<think></think>")
       let answer = try await send(["tool_choice": choice], fake, chat)
       #expect(answer.status == 200, "\(answer.text)")
       guard case .structuralTag(let text)? = fake.requests.first?.sampling.grammar else { return JSONValue?.none }
@@ -250,10 +231,10 @@ private func stable(_ answer: Answer) -> String {
     #expect(single["stop_after_first"] == true)
     let named = try #require(try await grammar(["type": "tool", "name": "ping"]))
     #expect(named["tags"]?.arrayValue?.count == 1)
-    let none = try await send(["tool_choice": ["type": "none"]], service(Array(answer.suffix(3))), chat)
+    let none = try await send(["tool_choice": ["type": "none"]], callingService(Array(callingAnswer.suffix(3))), chat)
     #expect(none.json["content"]?[0]?["type"] == "text" && none.json["stop_reason"] == "end_turn")
     let one = try await send(
-      ["tool_choice": ["type": "auto", "disable_parallel_tool_use": true]], service(), chat)
+      ["tool_choice": ["type": "auto", "disable_parallel_tool_use": true]], callingService(), chat)
     #expect(one.json["content"]?.arrayValue?.count == 3)
   }
 
@@ -348,7 +329,7 @@ private func stable(_ answer: Answer) -> String {
       (["container": "c"], "container: containers are not available; leave the field out."),
     ] as [(JSONValue, String)])
   func refusals(members: JSONValue, message: String) async throws {
-    let answer = try await send(members, service())
+    let answer = try await send(members, callingService())
     #expect(answer.status == 400)
     #expect(answer.json == ["type": "error", "error": ["type": "invalid_request_error", "message": .string(message)]])
   }

@@ -6,35 +6,11 @@ import Testing
 private let ping: JSONValue = ["type": "function", "function": ["name": "ping"]]
 private let plain: JSONValue = ["model": "fake/model", "messages": [["role": "user", "content": "Hi"]]]
 
-private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
-  var object = body.objectValue!
-  for (key, value) in members.objectValue! { object[key] = value }
-  return .object(object)
-}
-
-/// An answer with reasoning, text and two calls, in tokens that cut marks.
-private let answer = [
-  "<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Let me", " see.", "\n", "<tool_call>", "\n", "{\"name\": \"get_",
-  "weather\", \"arg", "uments\": {\"city\": \"Zü", "rich\", \"days\"", ": 3}}", "\n</tool", "_call>\n", "<tool_call>",
-  "{\"name\": \"ping\"}", "</tool_call>",
-]
-
-private func service(
-  _ words: [String] = answer, template: String = "<tool_call> <think>", promptEnd: String = "<assistant>"
-) -> FakeService {
-  FakeService(.init(words: words, promptEnd: promptEnd), chatTemplate: template)
-}
-
 /// A transcript with moments, durations and names of calls replaced.
 private func stable(_ answer: Answer) -> String {
   answer.text.replacing(
     /"created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"/, with: "\"created_at\":\"NOW\""
   ).replacing(/_duration":[1-9]\d*/, with: "_duration\":NS").replacing(/call_[0-9a-f]{24}/, with: "call_ID")
-}
-
-private func promptText(_ request: Request?) -> String {
-  guard case .tokens(let tokens)? = request?.prompt else { return "" }
-  return String(decoding: tokens.map { UInt8($0) }, as: UTF8.self)
 }
 
 @Suite struct OllamaTests {
@@ -47,7 +23,7 @@ private func promptText(_ request: Request?) -> String {
   }
 
   @Test func chatTranscript() async throws {
-    let streamed = try await chat(["tools": [ping]], service())
+    let streamed = try await chat(["tools": [ping]], callingService())
     #expect(streamed.headers[.contentType] == "application/x-ndjson")
     let head = #"{"model":"fake/model","created_at":"NOW","message":{"role":"assistant","content":"#
     let tail = #"},"done":false}"# + "\n"
@@ -84,7 +60,7 @@ private func promptText(_ request: Request?) -> String {
   }
 
   @Test func wholeAnswers() async throws {
-    let whole = try await chat(["stream": false, "tools": [ping]], service())
+    let whole = try await chat(["stream": false, "tools": [ping]], callingService())
     #expect(whole.headers[.contentType] == "application/json")
     let message = try #require(whole.json["message"])
     #expect(message["content"] == "Let me see." && message["thinking"] == "Hm.")
@@ -100,7 +76,7 @@ private func promptText(_ request: Request?) -> String {
     let parts = ["prompt_eval_duration", "eval_duration"].compactMap { text.json[$0]?.intValue }
     #expect(parts.count == 2 && parts.reduce(0, +) <= total && total < 60_000_000_000)
     // A call that broke off is none.
-    let cut = try await chat(["stream": false, "tools": [ping], "options": ["num_predict": 15]], service())
+    let cut = try await chat(["stream": false, "tools": [ping], "options": ["num_predict": 15]], callingService())
     #expect(cut.json["message"]?["tool_calls"] == nil && cut.json["done_reason"] == "length")
   }
 
@@ -134,7 +110,7 @@ private func promptText(_ request: Request?) -> String {
   }
 
   @Test func conversations() async throws {
-    let fake = service(["x"])
+    let fake = callingService(["x"])
     let answer = try await chat(
       [
         "messages": [
@@ -168,11 +144,11 @@ private func promptText(_ request: Request?) -> String {
   }
 
   @Test func promptsOfGenerate() async throws {
-    let fake = service(["<think>a</think>b"])
+    let fake = callingService(["<think>a</think>b"])
     let templated = try await generate(["system": "S", "think": false, "stream": false], fake)
     #expect(promptText(fake.requests.first) == "<system>S<user>Hi<enable_thinking=false><thinking=false><assistant>")
     #expect(templated.json["response"] == "b" && templated.json["thinking"] == "a")
-    let raw = service(["<think>a</think>b"])
+    let raw = callingService(["<think>a</think>b"])
     let answer = try await generate(["raw": true, "stream": false], raw)
     #expect(raw.requests.first?.prompt == .text("Hi"))
     #expect(answer.json["response"] == "<think>a</think>b" && answer.json["thinking"] == nil)
@@ -200,7 +176,7 @@ private func promptText(_ request: Request?) -> String {
   }
 
   @Test func whatIsServed() async throws {
-    try await withRoutes(service()) { client in
+    try await withRoutes(callingService()) { client in
       let version = try await client.get("/api/version")
       #expect(version.text == #"{"version":"0.1.0"}"#)
       let model = try #require(try await client.get("/api/tags").json["models"]?[0])
@@ -270,7 +246,7 @@ private func promptText(_ request: Request?) -> String {
       ("generate", ["raw": true, "system": "x"], "raw takes no system: the prompt is all that the model sees."),
     ] as [(String, JSONValue, String)])
   func refusals(path: String, members: JSONValue, message: String) async throws {
-    let answer = try await path == "chat" ? chat(members, service()) : generate(members, service())
+    let answer = try await path == "chat" ? chat(members, callingService()) : generate(members, callingService())
     #expect(answer.status == 400)
     #expect(answer.json == ["error": .string(message)])
   }

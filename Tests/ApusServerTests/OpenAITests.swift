@@ -6,12 +6,6 @@ import Testing
 private let chat: JSONValue = ["model": "fake/model", "messages": [["role": "user", "content": "Hi"]]]
 
 /// A body with members added or replaced.
-private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
-  var object = body.objectValue!
-  for (key, value) in members.objectValue! { object[key] = value }
-  return .object(object)
-}
-
 @Suite struct ChatCompletionTests {
   @Test func answersWithOpenAIsShape() async throws {
     let service = FakeService()
@@ -180,6 +174,23 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
     #expect(texts == ["\(start)<tools>[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]\(end)", start + end])
   }
 
+  @Test func whatHasNoEffectIsTaken() async throws {
+    let service = FakeService()
+    let answer = try await withRoutes(service) { client in
+      try await client.post(
+        "/v1/chat/completions",
+        with(
+          chat,
+          [
+            "store": false, "service_tier": "flex", "prediction": ["type": "content", "content": "x"],
+            "prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low",
+            "messages": [["role": "user", "content": "Hi"], ["role": "assistant", "content": nil, "refusal": "No."]],
+          ]))
+    }
+    #expect(answer.status == 200, "\(answer.text)")
+    #expect(promptText(service.requests.first) == "<user>Hi<assistant>No.<verbosity=\"low\"><assistant>")
+  }
+
   @Test func takesTokenIDsInsteadOfMessages() async throws {
     let service = FakeService()
     _ = try await withRoutes(service) { try await $0.post("/v1/chat/completions", ["input_ids": [1, 2, 3]]) }
@@ -207,6 +218,10 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
           ]
         ],
         "messages[0].content[1]: the model served here reads text only, so parts of type \"image_url\" cannot be taken."
+      ),
+      (
+        "messages[0].function_call", [["role": "assistant", "function_call": ["name": "f"]]],
+        "messages[0].function_call: is OpenAI's old form; use tool_calls."
       ),
       (
         "messages[0].tool_calls", [["role": "assistant", "tool_calls": 5]],
@@ -253,6 +268,15 @@ private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
       (
         "response_format", ["type": "json_schema", "json_schema": ["name": "x"]],
         "response_format.json_schema.schema: expected a JSON Schema."
+      ),
+      ("verbosity", "huge", "verbosity: must be \"low\", \"medium\" or \"high\", got \"huge\"."),
+      ("web_search_options", [:], "web_search_options: this server searches nothing; leave the field out."),
+      ("moderation", ["model": "m"], "moderation: moderation is not available; leave the field out."),
+      ("store", true, "store: chat completions are not kept; leave the field out, or use /v1/responses."),
+      ("prompt_cache_key", 3, "prompt_cache_key: expected a string, got a number."),
+      (
+        "tool_choice", ["type": "allowed_tools"],
+        "tool_choice of type allowed_tools needs a mode, \"auto\" or \"required\"."
       ),
       ("regex", 3, "regex: expected a string, got an integer."),
       ("rid", "a b", "rid must have 1 to 256 bytes without spaces and control characters."),

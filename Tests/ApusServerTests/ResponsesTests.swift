@@ -30,12 +30,6 @@ func until<Value: Sendable>(
   throw EngineError(.timeout, "What was waited for did not come.")
 }
 
-private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
-  var object = body.objectValue!
-  for (key, value) in members.objectValue! { object[key] = value }
-  return .object(object)
-}
-
 /// A text with ids, times and the like replaced by their kinds.
 private func stable(_ text: String) -> String {
   text.replacing(/(resp|msg|rs|fc)_[0-9a-f]{32}/) { "\($0.output.1)_ID" }
@@ -47,7 +41,6 @@ private let weather: JSONValue = [
   "type": "function", "name": "get_weather",
   "parameters": ["type": "object", "properties": ["city": ["type": "string"]]], "strict": false,
 ]
-private let qwen = "<tool_call> <think>"
 private let answer = [
   "<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Let me", " see.", "\n", "<tool_call>", "\n", "{\"name\": \"get_",
   "weather\", \"arg", "uments\": {\"city\": \"Zü", "rich\"}}", "\n</tool", "_call>",
@@ -60,15 +53,18 @@ private let answer = [
     tools: String = "[]", incomplete: String = "null", error: String = "null"
   ) -> String {
     #"{"id":"resp_ID","object":"response","created_at":0,"status":""# + status
-      + #"","background":false,"completed_at":"# + completed + #","error":"# + error + #","incomplete_details":"#
-      + incomplete + #","instructions":null,"max_output_tokens":null,"model":"fake/model","output":"# + output
-      + #","parallel_tool_calls":true,"previous_response_id":null,"reasoning":{"effort":null,"summary":null},"#
+      + #"","background":false,"completed_at":"# + completed + #","conversation":null,"error":"# + error
+      + #","incomplete_details":"#
+      + incomplete
+      + #","instructions":null,"max_output_tokens":null,"max_tool_calls":null,"model":"fake/model","output":"#
+      + output + #","parallel_tool_calls":true,"previous_response_id":null,"prompt_cache_key":null,"#
+      + #""reasoning":{"effort":null,"summary":null},"safety_identifier":null,"service_tier":"default","#
       + #""store":true,"temperature":1.0,"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":"# + tools
-      + #","top_p":1.0,"truncation":"disabled","usage":"# + usage + #","user":null,"metadata":{}}"#
+      + #","top_logprobs":0,"top_p":1.0,"truncation":"disabled","usage":"# + usage + #","user":null,"metadata":{}}"#
   }
 
   @Test func streamTranscript() async throws {
-    let service = FakeService(.init(words: answer), chatTemplate: qwen)
+    let service = FakeService(.init(words: answer), chatTemplate: qwenTemplate)
     let got = try await withStore(service) { client, _ in
       try await client.post("/v1/responses", ["input": "Hi", "tools": [weather], "stream": true])
     }
@@ -166,7 +162,7 @@ private let answer = [
   }
 
   @Test func conversationsGoOn() async throws {
-    let service = FakeService(.init(words: answer), chatTemplate: qwen)
+    let service = FakeService(.init(words: answer), chatTemplate: qwenTemplate)
     try await withStore(service) { client, _ in
       let first = try await client.post(
         "/v1/responses", ["input": "Weather?", "tools": [weather], "instructions": "Be brief."])
@@ -243,7 +239,7 @@ private let answer = [
     try await store.save(
       StoredResponse(
         id: "resp_1", created: 1, isFinished: false, previousID: nil, input: Array("[]".utf8),
-        object: Array(#"{"id":"resp_1","status":"in_progress","error":null}"#.utf8)))
+        object: Array(#"{"id":"resp_1","status":"in_progress","error":null}"#.utf8)), nil)
     try await withStore(FakeService(), store) { client, server in
       try await server.resume()
       let got = try await client.get("/v1/responses/resp_1")
@@ -335,22 +331,36 @@ private let answer = [
       (["input": "x", "max_output_tokens": 1.5], 400, "max_output_tokens"),
       (["input": "x", "truncation": "some"], 400, "truncation"),
       (["input": "x", "reasoning": ["effort": "huge"]], 400, "reasoning.effort"),
-      (["input": "x", "background": true, "stream": true], 400, "stream"),
       (["input": "x", "background": true, "store": false], 400, "background"),
       (["input": "x", "metadata": ["a": 1]], 400, "metadata.a"),
       (["input": "x", "metadata": [1]], 400, "metadata"),
-      (["input": "x", "conversation": "c"], 400, "conversation"),
+      (["input": "x", "conversation": "c"], 404, "conversation"),
+      (["input": "x", "conversation": [:]], 400, "conversation"),
+      (["input": "x", "conversation": 3], 400, "conversation"),
+      (["input": "x", "conversation": "c", "previous_response_id": "r"], 400, "previous_response_id"),
+      (["input": "x", "prompt": ["id": "p"]], 400, "prompt"),
+      (["input": "x", "context_management": [["type": "compaction"]]], 400, "context_management"),
+      (["input": "x", "moderation": ["model": "m"]], 400, "moderation"),
+      (["input": "x", "max_tokens": 5], 400, "max_tokens"),
+      (["input": "x", "response_format": ["type": "json_object"]], 400, "response_format"),
+      (["input": "x", "max_tool_calls": 0], 400, "max_tool_calls"),
+      (["input": "x", "top_logprobs": 21], 400, "top_logprobs"),
+      (["input": "x", "text": ["verbosity": "huge"]], 400, "text.verbosity"),
+      (["input": "x", "top_k": "many"], 400, "top_k"),
       (["input": "x", "tools": [["type": "web_search"]]], 400, "tools[0].type"),
       (["input": "x", "tools": [["type": "function"]]], 400, "tools[0].name"),
       (["input": "x", "tool_choice": "required"], 400, "tool_choice"),
       (["input": "x", "text": ["format": ["type": "xml"]]], 400, "text.format.type"),
       (["input": "x", "text": ["format": ["type": "json_schema", "name": "n"]]], 400, "text.format.schema"),
-      (["input": "x", "include": ["message.output_text.logprobs"]], 400, "include"),
+      (["input": "x", "include": "message.output_text.logprobs"], 400, "include"),
       (["input": [["role": "user"]]], 400, "input[0].content"),
       (["input": [["role": "robot", "content": "x"]]], 400, "input[0].role"),
       (["input": [["role": "user", "content": [["type": "input_image"]]]]], 400, "input[0].content[0]"),
       (["input": [["type": "function_call", "name": "f", "arguments": "{}"]]], 400, "input[0].call_id"),
-      (["input": [["type": "item_reference", "id": "x"]]], 400, "input[0].type"),
+      (["input": [["type": "item_reference"]]], 400, "input[0].id"),
+      (["input": [["type": "item_reference", "id": "x"]]], 404, "input[0].id"),
+      (["input": [["id": "x"]]], 404, "input[0].id"),
+      (["input": [["type": "compaction", "encrypted_content": "x"]]], 400, "input[0].type"),
     ]
     try await withStore { client, _ in
       for (body, status, parameter) in cases {
@@ -370,6 +380,191 @@ private let answer = [
       #expect(try await client.post("/v1/responses", ["input": "x", "store": true]).status == 400)
       #expect(try await client.get("/v1/responses/resp_none").status == 400)
       #expect(try await client.get("/v1/files").status == 400)
+    }
+  }
+
+  @Test func whatHasNoEffectIsTakenAndShown() async throws {
+    let service = FakeService()
+    try await withStore(service) { client, _ in
+      let got = try await client.post(
+        "/v1/responses",
+        [
+          "input": "Hi", "include": ["reasoning.encrypted_content", "file_search_call.results"], "max_tool_calls": 3,
+          "prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "someone",
+          "service_tier": "flex", "stream_options": ["include_obfuscation": false], "text": ["verbosity": "low"],
+          "top_logprobs": 0, "background_options": ["completion_window": "2h"],
+        ])
+      #expect(got.status == 200, "\(got.text)")
+      #expect(got.json["max_tool_calls"] == 3 && got.json["prompt_cache_key"] == "k")
+      #expect(got.json["safety_identifier"] == "someone" && got.json["user"] == .null)
+      #expect(got.json["service_tier"] == "default")
+      #expect(got.json["text"] == ["verbosity": "low", "format": ["type": "text"]])
+      #expect(promptText(service.requests.last).contains("<verbosity=\"low\">"))
+    }
+  }
+
+  @Test func allowedToolsAreTheOnlyOnes() async throws {
+    let other: JSONValue = ["type": "function", "name": "other", "parameters": ["type": "object"]]
+    let service = FakeService(chatTemplate: qwenTemplate)
+    try await withStore(service) { client, _ in
+      func send(_ mode: JSONValue, _ names: [String]) async throws -> Answer {
+        let tools = names.map { ["type": "function", "name": .string($0)] as JSONValue }
+        return try await client.post(
+          "/v1/responses",
+          [
+            "input": "Hi", "tools": [weather, other],
+            "tool_choice": ["type": "allowed_tools", "mode": mode, "tools": .array(tools)],
+          ])
+      }
+      #expect(try await send("auto", ["other"]).status == 200)
+      #expect(
+        promptText(service.requests.last).contains("other")
+          && !promptText(service.requests.last).contains("get_weather"))
+      #expect(service.requests.last?.sampling.grammar == nil)
+      #expect(try await send("required", ["other"]).status == 200)
+      #expect(service.requests.last?.sampling.grammar != nil)
+      for (mode, names) in [("auto", []), ("auto", ["third"]), ("some", ["other"])] as [(JSONValue, [String])] {
+        let got = try await send(mode, names)
+        #expect(got.status == 400 && got.parameter == "tool_choice", "\(got.text)")
+      }
+    }
+  }
+
+  @Test func tokensOfTheInputAreCounted() async throws {
+    try await withStore { client, _ in
+      let body: JSONValue = ["input": "Hi", "instructions": "Be brief."]
+      let first = try await client.post("/v1/responses", body)
+      let count = try await client.post("/v1/responses/input_tokens", body)
+      #expect(count.json["object"] == "response.input_tokens")
+      #expect(count.json["input_tokens"] == first.json["usage"]?["input_tokens"])
+      let next = try await client.post("/v1/responses/input_tokens", ["previous_response_id": first.json["id"]!])
+      // "<user>Hi<assistant>", the answer and "<assistant>" once more, without the instructions.
+      #expect(next.json["input_tokens"] == .int(Int64(19 + FakeService.answer.utf8.count + 11)))
+      #expect(try await client.post("/v1/responses/input_tokens", [:]).parameter == "input")
+      let compacted = try await client.post("/v1/responses/compact", ["input": "Hi"])
+      #expect(compacted.status == 400 && compacted.error.contains("compact"))
+    }
+  }
+
+  /// The text's tokens have log-probabilities; reasoning, calls and marks have none.
+  @Test func logprobsOfTheText() async throws {
+    let service = FakeService(.init(words: answer), chatTemplate: qwenTemplate)
+    try await withStore(service) { client, _ in
+      for body in [
+        ["include": ["message.output_text.logprobs"]],
+        ["include": ["message.output_text.logprobs"], "top_logprobs": 2],
+      ] as [JSONValue] {
+        let got = try await client.post("/v1/responses", with(["input": "Hi", "tools": [weather]], body))
+        #expect(got.status == 200, "\(got.text)")
+        let top = body["top_logprobs"]?.intValue ?? 0
+        #expect(got.json["top_logprobs"]?.intValue == top)
+        #expect(service.requests.last?.logprobs?.topCount == top)
+        let entries = try #require(got.json["output"]?[1]?["content"]?[0]?["logprobs"]?.arrayValue)
+        #expect(entries.map { $0["token"] } == ["Let me", " see."])
+        #expect(entries.map { $0["logprob"]?.doubleValue } == [-3.5, -4])
+        #expect(entries.allSatisfy { $0["top_logprobs"]?.arrayValue?.count == top })
+        let streamed = try await client.post(
+          "/v1/responses", with(with(["input": "Hi", "tools": [weather]], body), ["stream": true]))
+        var pieces: [JSONValue] = []
+        for event in streamed.text.components(separatedBy: "\n\n") where event.contains("output_text.delta") {
+          let data = try JSONValue.parse(String(event.split(separator: "\n")[1].dropFirst("data: ".count)))
+          pieces += data["logprobs"]?.arrayValue ?? []
+        }
+        #expect(pieces == entries)
+      }
+      #expect(try await client.post("/v1/responses", ["input": "Hi"]).json["top_logprobs"] == 0)
+      #expect(service.requests.last?.logprobs == nil)
+    }
+  }
+
+  /// Input and output items of earlier responses may be named instead of repeated.
+  @Test func referencesToItems() async throws {
+    let service = FakeService()
+    try await withStore(service) { client, _ in
+      let first = try await client.post("/v1/responses", ["input": "Weather?"])
+      let output = try #require(first.json["output"]?[0]?["id"])
+      let items = try await client.get("/v1/responses/\(first.json["id"]!.stringValue!)/input_items")
+      let input = try #require(items.json["data"]?[0]?["id"])
+      let second = try await client.post(
+        "/v1/responses",
+        ["input": [["id": input], ["type": "item_reference", "id": output], ["role": "user", "content": "More"]]])
+      #expect(second.status == 200, "\(second.text)")
+      #expect(
+        service.messages.last == [
+          ["role": "user", "content": "Weather?"], ["role": "assistant", "content": .string(FakeService.answer)],
+          ["role": "user", "content": "More"],
+        ])
+      _ = try await client.send(.delete, "/v1/responses/\(first.json["id"]!.stringValue!)")
+      // The second response keeps what it was given.
+      let third = try await client.post("/v1/responses", ["input": [["type": "item_reference", "id": output]]])
+      #expect(third.status == 200, "\(third.text)")
+      _ = try await client.send(.delete, "/v1/responses/\(second.json["id"]!.stringValue!)")
+      _ = try await client.send(.delete, "/v1/responses/\(third.json["id"]!.stringValue!)")
+      let fourth = try await client.post("/v1/responses", ["input": [["type": "item_reference", "id": output]]])
+      #expect(fourth.status == 404)
+    }
+  }
+
+  @Test func streamsInTheBackground() async throws {
+    let service = FakeService(.init(holdAfter: 2))
+    try await withStore(service) { client, _ in
+      let stream = Task {
+        try await client.post("/v1/responses", ["input": "Hi", "background": true, "stream": true])
+      }
+      _ = try await until({ service.tokensRead }) { $0 == 2 }
+      let id = service.requests[0].id.rawValue
+      // Two readers join while it is being made, one after the third event.
+      let follower = Task { try await client.get("/v1/responses/\(id)?stream=true&starting_after=2") }
+      let other = Task { try await client.get("/v1/responses/\(id)?stream=true") }
+      service.release()
+      let whole = try await stream.value
+      #expect(whole.status == 200, "\(whole.text)")
+      #expect(whole.headers[.contentType] == "text/event-stream; charset=utf-8")
+      let events = whole.text.components(separatedBy: "\n\n").filter { !$0.isEmpty }
+      let types = events.map { $0.split(separator: "\n")[0].dropFirst("event: response.".count) }
+      #expect(types.prefix(5) == ["created", "queued", "in_progress", "output_item.added", "content_part.added"])
+      #expect(types.filter { $0 == "output_text.delta" }.count == FakeService.words.count)
+      #expect(types.last == "completed")
+      for (number, event) in events.enumerated() { #expect(event.contains("\"sequence_number\":\(number),")) }
+      #expect(events[0].contains(#""status":"queued""#) && events[2].contains(#""status":"in_progress""#))
+      #expect(try await follower.value.text == events.dropFirst(3).map { $0 + "\n\n" }.joined())
+      #expect(try await other.value.text == whole.text)
+      // Also once it has ended.
+      #expect(try await client.get("/v1/responses/\(id)?stream=true").text == whole.text)
+      let last = events.count - 1
+      let tail = try await client.get("/v1/responses/\(id)?stream=true&starting_after=\(last - 1)")
+      #expect(tail.text == events[last] + "\n\n")
+      #expect(try await client.get("/v1/responses/\(id)?stream=true&starting_after=\(last)").text == "")
+      for bad in ["\(last + 1)", "-2", "x"] {
+        let got = try await client.get("/v1/responses/\(id)?stream=true&starting_after=\(bad)")
+        #expect(got.status == 400 && got.parameter == "starting_after", "\(got.text)")
+      }
+      let stored = try await client.get("/v1/responses/\(id)")
+      #expect(stored.json["status"] == "completed")
+      #expect(events[last].hasSuffix("\"response\":" + stored.text + "}"))
+      // Others have no events.
+      for body in [["input": "Hi"], ["input": "Hi", "background": true]] as [JSONValue] {
+        let plain = try await client.post("/v1/responses", body).json["id"]!.stringValue!
+        let got = try await client.get("/v1/responses/\(plain)?stream=true")
+        #expect(got.status == 400 && got.parameter == "stream")
+      }
+      _ = try await client.send(.delete, "/v1/responses/\(id)")
+      #expect(try await client.get("/v1/responses/\(id)?stream=true").status == 404)
+    }
+  }
+
+  @Test func cancellingEndsAStreamInTheBackground() async throws {
+    let service = FakeService(.init(holdAfter: 2))
+    try await withStore(service) { client, _ in
+      let stream = Task {
+        try await client.post("/v1/responses", ["input": "Hi", "background": true, "stream": true])
+      }
+      _ = try await until({ service.tokensRead }) { $0 == 2 }
+      let id = service.requests[0].id.rawValue
+      let cancelled = try await client.post("/v1/responses/\(id)/cancel", [:])
+      #expect(cancelled.json["status"] == "cancelled" && cancelled.json["error"] == .null)
+      let last = try #require(try await stream.value.text.components(separatedBy: "\n\n").last { !$0.isEmpty })
+      #expect(last.hasPrefix("event: response.failed\n") && last.contains("\"response\":" + cancelled.text))
     }
   }
 }

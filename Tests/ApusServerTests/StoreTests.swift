@@ -24,8 +24,8 @@ private func response(_ id: String, after previous: String? = nil, size: Int = 1
       let batch = StoredBatch(
         id: "batch_1", created: 3, isFinished: false, object: JSONObject([("z", 1), ("a", [nil, "é"])]))
       let first = try Store(path: path)
-      try await first.save(response("r1"))
-      try await first.save(response("r2", after: "r1"))
+      try await first.save(response("r1"), nil)
+      try await first.save(response("r2", after: "r1"), nil)
       try await first.beginFile("f1", created: 1)
       try await first.append(Array("hello ".utf8), toFile: "f1")
       try await first.append(Array("world".utf8), toFile: "f1")
@@ -67,15 +67,15 @@ private func response(_ id: String, after previous: String? = nil, size: Int = 1
     limits.totalFileBytes = 15
     limits.unfinishedBatches = 1
     let store = try Store(limits: limits)
-    for index in 0..<5 { try await store.save(response("r\(index)")) }
+    for index in 0..<5 { try await store.save(response("r\(index)"), nil) }
     var kept: [String] = []
     for index in 0..<5 where try await store.response("r\(index)") != nil { kept.append("r\(index)") }
     #expect(kept == ["r2", "r3", "r4"])
     // A large one makes the others go, itself never.
-    try await store.save(response("large", size: 2000))
+    try await store.save(response("large", size: 2000), nil)
     #expect(try await store.response("r4") == nil)
     #expect(try await store.response("large") != nil)
-    try await store.save(response("r5"))
+    try await store.save(response("r5"), nil)
     #expect(try await store.response("large") == nil)
     func code(_ body: () async throws -> Void) async -> EngineError.Code? {
       do {

@@ -68,6 +68,37 @@ struct Answer: Sendable {
   }
 }
 
+/// A body with members added or replaced.
+func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
+  var object = body.objectValue!
+  for (key, value) in members.objectValue! { object[key] = value }
+  return .object(object)
+}
+
+/// A template that shows Qwen's formats of calls and reasoning.
+let qwenTemplate = "<tool_call> <think>"
+
+/// An answer in those formats with reasoning, text and two calls, in tokens that cut marks and characters' neighbours.
+let callingAnswer = [
+  "<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Let me", " see.", "\n", "<tool_call>", "\n", "{\"name\": \"get_",
+  "weather\", \"arg", "uments\": {\"city\": \"Zü", "rich\", \"days\"", ": 3}}", "\n</tool", "_call>\n", "<tool_call>",
+  "{\"name\": \"ping\"}", "</tool_call>",
+]
+
+/// A service that answers with calls.
+func callingService(
+  _ words: [String] = callingAnswer, template: String = qwenTemplate, promptEnd: String = "<assistant>",
+  specialTokens: [String] = []
+) -> FakeService {
+  FakeService(.init(words: words, promptEnd: promptEnd), chatTemplate: template, specialTokens: specialTokens)
+}
+
+/// The prompt of a request to the fake service as text.
+func promptText(_ request: ApusCore.Request?) -> String {
+  guard case .tokens(let tokens)? = request?.prompt else { return "" }
+  return String(decoding: tokens.map { UInt8($0) }, as: UTF8.self)
+}
+
 /// Calls the routes of a server over a service, without a socket.
 func withRoutes<Value: Sendable>(
   _ service: any GenerationService = FakeService(), _ configuration: ServerConfiguration = testConfiguration(),

@@ -13,35 +13,6 @@ private let weather: JSONValue = [
 private let ping: JSONValue = ["type": "function", "function": ["name": "ping"]]
 private let chat: JSONValue = ["messages": [["role": "user", "content": "Hi"]], "tools": [weather, ping]]
 
-private func with(_ body: JSONValue, _ members: JSONValue) -> JSONValue {
-  var object = body.objectValue!
-  for (key, value) in members.objectValue! { object[key] = value }
-  return .object(object)
-}
-
-/// A template that shows Qwen's formats.
-private let qwen = "<tool_call> <think>"
-
-/// An answer with reasoning, text and two calls, in tokens that cut marks and characters' neighbours.
-private let answer = [
-  "<think>", "\n", "Hm", ".\n", "</think>", "\n\n", "Let me", " see.", "\n", "<tool_call>", "\n", "{\"name\": \"get_",
-  "weather\", \"arg", "uments\": {\"city\": \"Zü", "rich\", \"days\"", ": 3}}", "\n</tool", "_call>\n", "<tool_call>",
-  "{\"name\": \"ping\"}", "</tool_call>",
-]
-
-private func service(
-  _ words: [String] = answer, template: String = qwen, promptEnd: String = "<assistant>", specialTokens: [String] = []
-) -> FakeService {
-  FakeService(
-    .init(words: words, promptEnd: promptEnd), chatTemplate: template, specialTokens: specialTokens)
-}
-
-/// The prompt of a request as text.
-private func promptText(_ request: Request?) -> String {
-  guard case .tokens(let tokens)? = request?.prompt else { return "" }
-  return String(decoding: tokens.map { UInt8($0) }, as: UTF8.self)
-}
-
 /// A transcript with the values that differ from run to run replaced: times, fingerprints and the ids of calls.
 private func stable(_ answer: Answer) -> [String] {
   let json = answer.events.first.flatMap { try? JSONValue.parse($0) } ?? .null
@@ -54,7 +25,7 @@ private func stable(_ answer: Answer) -> [String] {
 
 @Suite struct ToolCallTests {
   @Test func streamTranscript() async throws {
-    let answer = try await withRoutes(service()) { client in
+    let answer = try await withRoutes(callingService()) { client in
       try await client.post("/v1/chat/completions", with(chat, ["stream": true, "rid": "r"]))
     }
     let head =
@@ -84,7 +55,7 @@ private func stable(_ answer: Answer) -> [String] {
   }
 
   @Test func wholeAnswer() async throws {
-    let answer = try await withRoutes(service()) { try await $0.post("/v1/chat/completions", chat) }
+    let answer = try await withRoutes(callingService()) { try await $0.post("/v1/chat/completions", chat) }
     let choice = answer.json["choices"]?[0]
     #expect(choice?["finish_reason"] == "tool_calls")
     let message = try #require(choice?["message"])
@@ -99,11 +70,13 @@ private func stable(_ answer: Answer) -> [String] {
     let ids = calls.map { $0["id"]?.stringValue ?? "" }
     #expect(ids.allSatisfy { $0.wholeMatch(of: /call_[0-9a-f]{24}/) != nil } && ids[0] != ids[1])
     // Without text, content is null.
-    let bare = try await withRoutes(service(Array(Self.callOnly))) { try await $0.post("/v1/chat/completions", chat) }
+    let bare = try await withRoutes(callingService(Array(Self.callOnly))) {
+      try await $0.post("/v1/chat/completions", chat)
+    }
     #expect(bare.json["choices"]?[0]?["message"]?["content"] == .null)
   }
 
-  private static let callOnly = answer.suffix(3)
+  private static let callOnly = callingAnswer.suffix(3)
 
   @Test func reasoningOptions() async throws {
     let words = ["<think>", "a", "b", "</think>", "\n\nc"]
@@ -113,24 +86,26 @@ private func stable(_ answer: Answer) -> [String] {
       return answer.events.dropFirst().dropLast(2).compactMap { try? JSONValue.parse($0)["choices"]?[0]?["delta"] }
     }
     #expect(
-      try await deltas([:], service(words))
+      try await deltas([:], callingService(words))
         == [["reasoning_content": "a"], ["reasoning_content": "b"], ["content": "c"]])
     #expect(
-      try await deltas(["stream_reasoning": false], service(words))
+      try await deltas(["stream_reasoning": false], callingService(words))
         == [["reasoning_content": "ab"], ["content": "c"]])
     #expect(
-      try await deltas(["separate_reasoning": false], service(words)) == words.map { ["content": .string($0)] })
+      try await deltas(["separate_reasoning": false], callingService(words)) == words.map { ["content": .string($0)] })
     // The prompt decides whether the answer begins within the chain of thought.
-    let open = service(["a", "</think>", "b"], promptEnd: "<assistant><think>\n")
+    let open = callingService(["a", "</think>", "b"], promptEnd: "<assistant><think>\n")
     #expect(try await deltas([:], open) == [["reasoning_content": "a"], ["content": "b"]])
-    let closed = service(["a"], promptEnd: "<think>\n\n</think>\n\n")
+    let closed = callingService(["a"], promptEnd: "<think>\n\n</think>\n\n")
     #expect(try await deltas([:], closed) == [["content": "a"]])
     // So does a prompt of tokens.
     let tokens: JSONValue = ["input_ids": .array("x<think>\n".utf8.map { .int(Int64($0)) })]
     #expect(
-      try await deltas(tokens, service(["a", "</think>", "b"])) == [["reasoning_content": "a"], ["content": "b"]])
+      try await deltas(tokens, callingService(["a", "</think>", "b"])) == [
+        ["reasoning_content": "a"], ["content": "b"],
+      ])
     // Reasoning without an answer: content is null.
-    let cut = try await withRoutes(service(words)) { client in
+    let cut = try await withRoutes(callingService(words)) { client in
       try await client.post("/v1/chat/completions", with(body, ["stream": false, "max_tokens": 2]))
     }
     #expect(cut.json["choices"]?[0]?["message"]?["content"] == .null)
@@ -143,7 +118,7 @@ private func stable(_ answer: Answer) -> [String] {
       try await withRoutes(fake) { try await $0.post("/v1/chat/completions", with(chat, members)) }
     }
     // Without tools, the marks are text.
-    let none = try await send(["tool_choice": "none"], service(Array(Self.callOnly)))
+    let none = try await send(["tool_choice": "none"], callingService(Array(Self.callOnly)))
     #expect(none.json["choices"]?[0]?["message"]?["content"]?.stringValue == Self.callOnly.joined())
     #expect(none.json["choices"]?[0]?["finish_reason"] == "stop")
     // A forced call is what the grammar allows, after the chain of thought if the prompt opened it.
@@ -154,51 +129,51 @@ private func stable(_ answer: Answer) -> [String] {
       guard case .structuralTag(let text)? = fake.requests.first?.sampling.grammar else { return nil }
       return try JSONValue.parse(text)["format"]
     }
-    let named = try #require(try await grammar(["tool_choice": function], service(promptEnd: "<think></think>")))
+    let named = try #require(try await grammar(["tool_choice": function], callingService(promptEnd: "<think></think>")))
     #expect(named["type"] == "tags_with_separator" && named["stop_after_first"] == true)
     #expect(named["tags"]?[0]?["begin"] == "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": ")
     #expect(named["tags"]?[0]?["content"]?["json_schema"] == weather["function"]?["parameters"])
-    let required = try #require(try await grammar(["tool_choice": "required"], service(promptEnd: "<think>\n")))
+    let required = try #require(try await grammar(["tool_choice": "required"], callingService(promptEnd: "<think>\n")))
     #expect(required["elements"]?[0]?["end"] == "</think>")
     #expect(required["elements"]?[2]?["tags"]?.arrayValue?.count == 2)
-    #expect(try await grammar([:], service()) == nil)
+    #expect(try await grammar([:], callingService()) == nil)
     let strict: JSONValue = [
       "tools": [["type": "function", "function": ["name": "ping", "strict": true, "parameters": ["type": "object"]]]]
     ]
-    #expect(try await grammar(strict, service())?["type"] == "triggered_tags")
+    #expect(try await grammar(strict, callingService())?["type"] == "triggered_tags")
     // What the client asks of the text holds after the chain of thought, too.
     let format: JSONValue = ["response_format": ["type": "json_object"]]
-    let json = try #require(try await grammar(format, service(promptEnd: "<think>\n")))
+    let json = try #require(try await grammar(format, callingService(promptEnd: "<think>\n")))
     #expect(json["elements"]?[2]?["json_schema"] == ["type": "object"])
     let schema: JSONValue = [
       "response_format": ["type": "json_schema", "json_schema": ["schema": ["type": "integer"], "strict": true]]
     ]
-    let thought = try #require(try await grammar(schema, service(promptEnd: "<think>\n")))
+    let thought = try #require(try await grammar(schema, callingService(promptEnd: "<think>\n")))
     #expect(thought["elements"]?[2]?["json_schema"] == ["type": "integer"])
     #expect(thought["elements"]?[2]?["strict"] == true)
-    let both = try await send(with(format, ["tool_choice": "required"]), service())
+    let both = try await send(with(format, ["tool_choice": "required"]), callingService())
     #expect(both.status == 400 && both.parameter == "tool_choice")
     // A format without such a grammar: the prompt begins the call.
-    let coder = service(
+    let coder = callingService(
       ["<parameter=city>\n", "x\n</parameter>", "\n</function>\n</tool_call>"], template: "<function= <parameter=")
     let forced = try await send(["tool_choice": function], coder)
     #expect(promptText(coder.requests.first).hasSuffix("<assistant><tool_call>\n<function=get_weather>\n"))
     let call = forced.json["choices"]?[0]?["message"]?["tool_calls"]?[0]
     #expect(call?["function"] == ["name": "get_weather", "arguments": "{\"city\": \"x\"}"])
     #expect(forced.json["choices"]?[0]?["finish_reason"] == "tool_calls")
-    let opened = service(
+    let opened = callingService(
       ["ping>", "</function>"], template: "<function= <parameter= <think>", promptEnd: "<think>\n")
     let any = try await send(["tool_choice": "required", "stream": true], opened)
     #expect(promptText(opened.requests.first).hasSuffix("<think>\n\n</think>\n\n<tool_call>\n<function="))
     #expect(any.text.contains("\"name\":\"ping\",\"arguments\":\"\""))
-    let silent = try await send(["tool_choice": "required"], service(template: ""))
+    let silent = try await send(["tool_choice": "required"], callingService(template: ""))
     #expect(silent.status == 400)
     #expect(silent.parameter == "tool_choice")
     // One call is all that a client gets that wants no more.
-    let single = try await send(["parallel_tool_calls": false], service())
+    let single = try await send(["parallel_tool_calls": false], callingService())
     #expect(single.json["choices"]?[0]?["message"]?["tool_calls"]?.arrayValue?.count == 1)
     // A call that breaks off keeps what there is of its arguments.
-    let broken = try await send(["max_tokens": 15], service())
+    let broken = try await send(["max_tokens": 15], callingService())
     #expect(broken.json["choices"]?[0]?["finish_reason"] == "length")
     #expect(
       broken.json["choices"]?[0]?["message"]?["tool_calls"]?[0]?["function"]?["arguments"]
@@ -207,7 +182,7 @@ private func stable(_ answer: Answer) -> [String] {
 
   @Test func identifiersOfFamilies() async throws {
     func ids(_ words: [String], _ template: String) async throws -> [String] {
-      let answer = try await withRoutes(service(words, template: template)) {
+      let answer = try await withRoutes(callingService(words, template: template)) {
         try await $0.post("/v1/chat/completions", chat)
       }
       return (answer.json["choices"]?[0]?["message"]?["tool_calls"]?.arrayValue ?? []).map {
@@ -227,19 +202,19 @@ private func stable(_ answer: Answer) -> [String] {
 
   @Test func keepsSpecialTokensThatAreMarks() async throws {
     func skips(_ template: String, _ tokens: [String], _ members: JSONValue = [:]) async throws -> Bool? {
-      let fake = service(["x"], template: template, specialTokens: tokens)
+      let fake = callingService(["x"], template: template, specialTokens: tokens)
       _ = try await withRoutes(fake) { try await $0.post("/v1/chat/completions", with(chat, members)) }
       return fake.requests.first?.sampling.skipSpecialTokens
     }
     #expect(try await skips("[TOOL_CALLS]", ["[TOOL_CALLS]"]) == false)
     #expect(try await skips("[TOOL_CALLS]", ["[TOOL_CALLS]"], ["tools": []]) == true)
-    #expect(try await skips(qwen, ["<|im_end|>"]) == true)
-    #expect(try await skips(qwen, ["<think>"], ["tools": []]) == false)
+    #expect(try await skips(qwenTemplate, ["<|im_end|>"]) == true)
+    #expect(try await skips(qwenTemplate, ["<think>"], ["tools": []]) == false)
     #expect(try await skips("<|start|><|channel|><|message|>", []) == false)
   }
 
   @Test func logprobsGoWithTheNextPiece() async throws {
-    let answer = try await withRoutes(service()) { client in
+    let answer = try await withRoutes(callingService()) { client in
       try await client.post("/v1/chat/completions", with(chat, ["stream": true, "logprobs": true]))
     }
     var count = 0
@@ -247,11 +222,11 @@ private func stable(_ answer: Answer) -> [String] {
       count += try JSONValue.parse(event)["choices"]?[0]?["logprobs"]?["content"]?.arrayValue?.count ?? 0
     }
     // Every token, and the one that ends the answer.
-    #expect(count == ApusServerTests.answer.count + 1)
+    #expect(count == callingAnswer.count + 1)
   }
 
   @Test func conversationsWithTools() async throws {
-    let fake = service(["x"])
+    let fake = callingService(["x"])
     let body: JSONValue = [
       "messages": [
         ["role": "developer", "content": "Be brief"], ["role": "user", "content": "Hi"],
@@ -272,7 +247,7 @@ private func stable(_ answer: Answer) -> [String] {
     #expect(messages[2]?["reasoning_content"] == "Hm")
     #expect(messages[3]?["content"] == "pong")
     #expect(promptText(fake.requests.first).contains("<enable_thinking=false>"))
-    let knowing = service(["x"], template: "{% if message.role == 'developer' %}")
+    let knowing = callingService(["x"], template: "{% if message.role == 'developer' %}")
     _ = try await withRoutes(knowing) { try await $0.post("/v1/chat/completions", body) }
     #expect(knowing.messages.first?[0]?["role"] == "developer")
   }
@@ -309,14 +284,16 @@ private func stable(_ answer: Answer) -> [String] {
       (["separate_reasoning": "no"], "separate_reasoning", "separate_reasoning: expected a boolean, got a string."),
     ] as [(JSONValue, String, String)])
   func refusals(members: JSONValue, parameter: String, message: String) async throws {
-    let answer = try await withRoutes(service()) { try await $0.post("/v1/chat/completions", with(chat, members)) }
+    let answer = try await withRoutes(callingService()) {
+      try await $0.post("/v1/chat/completions", with(chat, members))
+    }
     #expect(answer.status == 400)
     #expect(answer.parameter == parameter)
     #expect(answer.error == message)
   }
 
   @Test func parsersAsEndpoints() async throws {
-    try await withRoutes(service()) { client in
+    try await withRoutes(callingService()) { client in
       let calls = try await client.post(
         "/parse_function_call",
         ["text": "Ok.\n<function=ping></function>", "tools": [ping], "tool_call_parser": "qwen3_coder"])
@@ -342,12 +319,12 @@ private func stable(_ answer: Answer) -> [String] {
       let answer = try await withRoutes(fake, configuration) { try await $0.get("/server_info") }
       return [answer.json["tool_call_parser"], answer.json["reasoning_parser"]]
     }
-    #expect(try await formats(service(), testConfiguration()) == ["hermes", "qwen3"])
-    #expect(try await formats(service(template: ""), testConfiguration()) == [.null, .null])
+    #expect(try await formats(callingService(), testConfiguration()) == ["hermes", "qwen3"])
+    #expect(try await formats(callingService(template: ""), testConfiguration()) == [.null, .null])
     let chosen = testConfiguration {
       $0.toolCallParser = "qwen25"
       $0.reasoningParser = "none"
     }
-    #expect(try await formats(service(template: ""), chosen) == ["hermes", .null])
+    #expect(try await formats(callingService(template: ""), chosen) == ["hermes", .null])
   }
 }

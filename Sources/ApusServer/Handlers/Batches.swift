@@ -1,63 +1,107 @@
 import ApusCore
 import Hummingbird
+import NIOCore
+
+/// The body of `POST /v1/batches`.
+struct BatchRequest {
+  var fileID = ""
+  var endpoint = ""
+  var metadata = JSONObject()
+  /// When the files of results are forgotten.
+  var expiry: JSONValue?
+
+  private var givenMetadata: JSONValue?
+
+  /// The members of the body.
+  static let fields = FieldTable<BatchRequest>([
+    Field("input_file_id", schema: ["type": "string"], "A file of purpose `batch`.", requirement: "a file's id") {
+      (request, fields, reader, name) throws(JSONError) in
+      request.fileID = try fields.string(&reader, name) ?? ""
+    },
+    Field(
+      "endpoint",
+      schema: ["enum": ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]],
+      "The endpoint that answers the lines, of those that the server has.", requirement: "an endpoint's path"
+    ) { (request, fields, reader, name) throws(JSONError) in request.endpoint = try fields.string(&reader, name) ?? ""
+    },
+    Field(
+      "completion_window", schema: ["const": "24h"], "How long the batch may take.", requirement: "\"24h\""
+    ) { (request, fields, reader, name) throws(JSONError) in
+      if let window = try fields.string(&reader, name), window != "24h" {
+        fields.note(name, "must be \"24h\", got \(window.debugDescription)")
+      }
+    },
+    .value("metadata", to: \.givenMetadata, schema: metadataSchema, "Kept with the batch."),
+    .value(
+      "output_expires_after", to: \.expiry,
+      schema: [
+        "type": "object",
+        "properties": [
+          "anchor": ["const": "created_at"],
+          "seconds": [
+            "type": "integer", "minimum": .int(Int64(fileLifetimes.lowerBound)),
+            "maximum": .int(Int64(fileLifetimes.upperBound)),
+          ],
+        ], "required": ["anchor", "seconds"],
+      ], "When the files of results are forgotten."),
+  ])
+
+  /// Reads and checks a body.
+  ///
+  /// - Parameter endpoints: those that a batch may name.
+  init(_ body: ByteBuffer, endpoints: [String]) throws(EngineError) {
+    var request = BatchRequest()
+    try Self.fields.read(body, into: &request)
+    if !endpoints.contains(request.endpoint) {
+      throw EngineError(
+        .invalidRequest,
+        "endpoint must be one of \(endpoints.joined(separator: ", ")), got \(request.endpoint.debugDescription).",
+        parameter: "endpoint")
+    }
+    if let expiry = request.expiry {
+      guard expiry["anchor"] == "created_at", let seconds = expiry["seconds"]?.intValue,
+        fileLifetimes.contains(seconds)
+      else {
+        throw EngineError(
+          .invalidRequest,
+          "output_expires_after must be {\"anchor\": \"created_at\", \"seconds\": 3600 to 2592000}.",
+          parameter: "output_expires_after")
+      }
+    }
+    request.metadata = try checkedMetadata(request.givenMetadata)
+    self = request
+  }
+
+  private init() {}
+}
 
 extension ServerState {
   /// `POST /v1/batches`.
   func createBatch(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
+    let body = try BatchRequest(try await body(of: request), endpoints: batchEndpoints)
     let store = try requireStore()
-    var fileID: String?
-    var endpoint: String?
-    var window: String?
-    var metadata: JSONValue?
-    var expiry: JSONValue?
-    try readBody(try await body(of: request)) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "input_file_id": fileID = try fields.string(&reader, key)
-      case "endpoint": endpoint = try fields.string(&reader, key)
-      case "completion_window": window = try fields.string(&reader, key)
-      case "metadata": metadata = try fields.value(&reader, key)
-      case "output_expires_after": expiry = try fields.value(&reader, key)
-      default: try reader.skipValue()
-      }
-    }
-    func refuse(_ name: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
-      EngineError(code, "\(name) \(sentence).", parameter: name)
-    }
-    guard let endpoint else { throw refuse("endpoint", "is required") }
-    if !batchEndpoints.contains(endpoint) {
-      throw refuse(
-        "endpoint",
-        "must be one of \(batchEndpoints.joined(separator: ", ")), got \(endpoint.debugDescription)")
-    }
-    guard let window else { throw refuse("completion_window", "is required: \"24h\"") }
-    if window != "24h" { throw refuse("completion_window", "must be \"24h\", got \(window.debugDescription)") }
-    let checked = try checkedMetadata(metadata)
-    if let expiry {
-      guard expiry["anchor"] == "created_at", let seconds = expiry["seconds"]?.intValue,
-        fileLifetimes.contains(seconds)
-      else {
-        throw refuse("output_expires_after", "must be {\"anchor\": \"created_at\", \"seconds\": 3600 to 2592000}")
-      }
-    }
-    guard let fileID else { throw refuse("input_file_id", "is required") }
-    guard let file = try await store.file(fileID) else {
-      throw refuse("input_file_id", "names no file: \(fileID.debugDescription)", .notFound)
+    guard let file = try await store.file(body.fileID) else {
+      throw EngineError(
+        .notFound, "input_file_id names no file: \(body.fileID.debugDescription).", parameter: "input_file_id")
     }
     if file.purpose != "batch" {
-      throw refuse("input_file_id", "names a file of purpose \(file.purpose.debugDescription), which must be \"batch\"")
+      throw EngineError(
+        .invalidRequest,
+        "input_file_id names a file of purpose \(file.purpose.debugDescription), which must be \"batch\".",
+        parameter: "input_file_id")
     }
     let now = unixTime()
     let id = freshID("batch_")
     var object = JSONObject([
-      ("id", .string(id)), ("object", "batch"), ("endpoint", .string(endpoint)),
-      ("model", .string(service.model.name)), ("errors", nil), ("input_file_id", .string(fileID)),
-      ("completion_window", .string(window)), ("status", "validating"), ("output_file_id", nil),
+      ("id", .string(id)), ("object", "batch"), ("endpoint", .string(body.endpoint)),
+      ("model", .string(service.model.name)), ("errors", nil), ("input_file_id", .string(body.fileID)),
+      ("completion_window", "24h"), ("status", "validating"), ("output_file_id", nil),
       ("error_file_id", nil), ("created_at", .int(Int64(now))), ("in_progress_at", nil),
       ("expires_at", .int(Int64(now + 24 * 3600))), ("finalizing_at", nil), ("completed_at", nil), ("failed_at", nil),
       ("expired_at", nil), ("cancelling_at", nil), ("cancelled_at", nil),
-      ("request_counts", requestCounts(total: 0, 0, 0)), ("metadata", .object(checked)),
+      ("request_counts", requestCounts(total: 0, 0, 0)), ("metadata", .object(body.metadata)),
     ])
-    if let expiry { object["output_expires_after"] = expiry }
+    if let expiry = body.expiry { object["output_expires_after"] = expiry }
     let batch = StoredBatch(id: id, created: now, isFinished: false, object: object)
     try await store.insert(batch)
     stateful?.batches.wake(self)

@@ -20,31 +20,46 @@ struct EmbeddingRequest {
   var dimensions: Int?
   var truncation: Int?
 
+  /// The member that says how many tokens of each text are kept, to all endpoints that embed.
+  static func truncation<Target>(to path: Field<Target>.Path<Int?>) -> Field<Target> {
+    .integer(
+      "truncate_prompt_tokens", to: path,
+      "Cuts longer texts to so many tokens; -1 to what the model takes. Without it they are refused.")
+  }
+
+  /// The members of the body.
+  static let fields = FieldTable<EmbeddingRequest>([
+    .string("model", to: \.model, "The model served; may be left out."),
+    Field(
+      "input", schema: PromptList.schema, "The texts: a string, token ids, or an array of either.",
+      requirement: "a string, token ids, or an array of either"
+    ) { (request, fields, reader, name) throws(JSONError) in
+      request.inputs = try fields.prompts(&reader, name)?.prompts ?? []
+    },
+    Field(
+      "encoding_format", schema: ["enum": ["float", "base64"], "default": "float"],
+      "Whether vectors are arrays of numbers or the base 64 of little-endian float32."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      guard let text = try fields.string(&reader, name) else { return }
+      if let format = Format(rawValue: text) {
+        request.format = format
+      } else {
+        fields.note(name, "must be \"float\" or \"base64\", got \(text.debugDescription)")
+      }
+    },
+    .integer(
+      "dimensions", to: \.dimensions, "Keeps so many of a vector's first numbers and makes its length one again."),
+    truncation(to: \.truncation),
+    Field("user", schema: ["type": "string"], "Checked to be a string, and ignored.") {
+      (_, fields, reader, name) throws(JSONError) in
+      _ = try fields.string(&reader, name)
+    },
+  ])
+
   /// Reads and checks a body.
   init(_ body: ByteBuffer) throws(EngineError) {
     var request = EmbeddingRequest()
-    var inputs: PromptList?
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "model": request.model = try fields.string(&reader, key)
-      case "input": inputs = try fields.prompts(&reader, key)
-      case "encoding_format":
-        guard let name = try fields.string(&reader, key) else { return }
-        if let format = Format(rawValue: name) {
-          request.format = format
-        } else {
-          fields.note(key, "must be \"float\" or \"base64\", got \(name.debugDescription)")
-        }
-      case "dimensions": request.dimensions = try fields.integer(&reader, key)
-      case "truncate_prompt_tokens": request.truncation = try fields.integer(&reader, key)
-      default: try reader.skipValue()
-      }
-    }
-    guard let inputs else {
-      throw EngineError(
-        .invalidRequest, "input is required: a string, token ids, or an array of either.", parameter: "input")
-    }
-    request.inputs = inputs.prompts
+    try Self.fields.read(body, into: &request)
     self = request
   }
 

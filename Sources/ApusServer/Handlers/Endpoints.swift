@@ -13,6 +13,14 @@ extension ServerState {
     return Response(json: writer)
   }
 
+  /// The parameters of lists.
+  private static let page: [EndpointDescription.Parameter] = [
+    .init(name: "limit", schema: ["type": "integer", "minimum": 1], summary: "The most entries to give."),
+    .init(name: "after", schema: ["type": "string"], summary: "The id of the entry after which the list begins."),
+    .init(
+      name: "order", schema: ["enum": ["asc", "desc"], "default": "desc"], summary: "Whether the oldest goes first."),
+  ]
+
   /// What the document says of the endpoints, one entry each. An endpoint is described by adding an entry here; one that
   /// this server's routes lack is not in the document.
   static let endpointDescriptions: [EndpointDescription] = [
@@ -44,14 +52,46 @@ extension ServerState {
     EndpointDescription(
       "/api/show", tag: "Ollama", "Describes a model.", body: .init("OllamaShowRequest", ollamaShowFields)),
     EndpointDescription(
-      "/v1/responses", tag: "OpenAI", "Answers input items and keeps the response.", body: .object("ResponseRequest"),
+      "/v1/responses", tag: "OpenAI", "Answers input items and keeps the response.",
+      body: .init("ResponseRequest", ResponseRequest.fields),
       answers: ["application/json", "text/event-stream"]),
     EndpointDescription(
+      "/v1/responses/input_tokens", tag: "OpenAI", "Counts the tokens of a response's input.",
+      body: .init("ResponseRequest", ResponseRequest.fields)),
+    EndpointDescription("/v1/responses/compact", tag: "OpenAI", "Not available: refused with a sentence."),
+    EndpointDescription(
       "/v1/responses/{id}", methods: [.get], tag: "OpenAI", "Gives a response that was kept.",
-      answers: ["application/json", "text/event-stream"]),
+      parameters: [
+        .init(
+          name: "stream", schema: ["type": "boolean", "default": false],
+          summary: "Whether its events are given, if it is in the background and was created with `stream`."),
+        .init(
+          name: "starting_after", schema: ["type": "integer", "minimum": -1],
+          summary: "The `sequence_number` after which the events begin."),
+      ], answers: ["application/json", "text/event-stream"]),
     EndpointDescription("/v1/responses/{id}", methods: [.delete], tag: "OpenAI", "Deletes a response."),
     EndpointDescription("/v1/responses/{id}/cancel", tag: "OpenAI", "Ends a response that is made in the background."),
-    EndpointDescription("/v1/responses/{id}/input_items", tag: "OpenAI", "Lists the items that a response answers."),
+    EndpointDescription(
+      "/v1/responses/{id}/input_items", tag: "OpenAI", "Lists the items that a response answers.", parameters: page),
+    EndpointDescription(
+      "/v1/conversations", tag: "OpenAI", "Begins a conversation.",
+      body: .init("ConversationRequest", ConversationRequest.fields)),
+    EndpointDescription("/v1/conversations/{id}", methods: [.get], tag: "OpenAI", "Describes a conversation."),
+    EndpointDescription(
+      "/v1/conversations/{id}", methods: [.post], tag: "OpenAI", "Changes a conversation's metadata.",
+      body: .init("ConversationUpdate", ConversationRequest.updateFields)),
+    EndpointDescription(
+      "/v1/conversations/{id}", methods: [.delete], tag: "OpenAI", "Deletes a conversation with its items."),
+    EndpointDescription(
+      "/v1/conversations/{id}/items", methods: [.post], tag: "OpenAI", "Adds items to a conversation.",
+      body: .init("ConversationItems", ConversationRequest.itemFields)),
+    EndpointDescription(
+      "/v1/conversations/{id}/items", methods: [.get], tag: "OpenAI", "Lists a conversation's items.", parameters: page),
+    EndpointDescription(
+      "/v1/conversations/{id}/items/{item}", methods: [.get], tag: "OpenAI", "Gives an item of a conversation."),
+    EndpointDescription(
+      "/v1/conversations/{id}/items/{item}", methods: [.delete], tag: "OpenAI",
+      "Takes an item out of a conversation."),
     EndpointDescription(
       "/v1/files", methods: [.post], tag: "OpenAI", "Keeps a file.",
       body: .init(
@@ -59,26 +99,37 @@ extension ServerState {
         schema: [
           "type": "object",
           "properties": [
-            "file": ["type": "string", "contentMediaType": "application/octet-stream"], "purpose": ["type": "string"],
+            "file": ["type": "string", "contentMediaType": "application/octet-stream"],
+            "purpose": ["enum": .array(UploadForm.purposes.map { .string($0) })],
+            "expires_after[anchor]": ["const": "created_at"],
+            "expires_after[seconds]": [
+              "type": "integer", "minimum": .int(Int64(fileLifetimes.lowerBound)),
+              "maximum": .int(Int64(fileLifetimes.upperBound)),
+            ],
           ], "required": ["file", "purpose"],
         ])),
-    EndpointDescription("/v1/files", methods: [.get], tag: "OpenAI", "Lists the files."),
+    EndpointDescription(
+      "/v1/files", methods: [.get], tag: "OpenAI", "Lists the files.",
+      parameters: page + [.init(name: "purpose", schema: ["type": "string"], summary: "Only files of this purpose.")]),
     EndpointDescription("/v1/files/{id}", methods: [.get], tag: "OpenAI", "Describes a file."),
     EndpointDescription("/v1/files/{id}", methods: [.delete], tag: "OpenAI", "Deletes a file."),
     EndpointDescription(
       "/v1/files/{id}/content", tag: "OpenAI", "Gives a file's content.", answers: ["application/octet-stream"]),
     EndpointDescription(
-      "/v1/batches", methods: [.post], tag: "OpenAI", "Answers the requests in a file.", body: .object("BatchRequest")),
-    EndpointDescription("/v1/batches", methods: [.get], tag: "OpenAI", "Lists the batches."),
+      "/v1/batches", methods: [.post], tag: "OpenAI", "Answers the requests in a file.",
+      body: .init("BatchRequest", BatchRequest.fields)),
+    EndpointDescription("/v1/batches", methods: [.get], tag: "OpenAI", "Lists the batches.", parameters: page),
     EndpointDescription("/v1/batches/{id}", tag: "OpenAI", "Describes a batch."),
     EndpointDescription("/v1/batches/{id}/cancel", tag: "OpenAI", "Ends a batch."),
     EndpointDescription(
-      "/v1/embeddings", tag: "OpenAI", "Gives the vectors of texts.", body: .object("EmbeddingRequest")),
+      "/v1/embeddings", tag: "OpenAI", "Gives the vectors of texts.",
+      body: .init("EmbeddingRequest", EmbeddingRequest.fields)),
     EndpointDescription(
-      "/v1/score", "/score", tag: "Native", "Tells how well texts go together.", body: .object("ScoreRequest")),
+      "/v1/score", "/score", tag: "Native", "Tells how well texts go together.",
+      body: .init("ScoreRequest", ScoreRequest.fields)),
     EndpointDescription(
       "/v1/rerank", "/v2/rerank", "/rerank", tag: "Native", "Orders documents by how well they answer a query.",
-      body: .object("RerankRequest")),
+      body: .init("RerankRequest", RerankRequest.fields)),
     EndpointDescription(
       "/generate", tag: "Native", "Continues texts.", body: .init("GenerateRequest", GenerateRequest.fields),
       answers: ["application/json", "text/event-stream"]),

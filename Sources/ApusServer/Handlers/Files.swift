@@ -118,12 +118,12 @@ extension ServerState {
 }
 
 /// The fields of an upload.
-private struct UploadForm {
+struct UploadForm {
   private var current = ""
   private var fields: [String: [UInt8]] = [:]
   private var name: String?
 
-  private static let purposes = ["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
+  static let purposes = ["assistants", "batch", "evals", "fine-tune", "user_data", "vision"]
 
   /// Takes a piece of the body. Returns bytes of the file.
   mutating func take(_ event: MultipartParser.Event) throws(EngineError) -> [UInt8]? {

@@ -7,16 +7,17 @@ import NIOCore
 extension ServerState {
   /// `POST /v1/responses`.
   func createResponse(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    let body = try ResponseRequest(try await body(of: request))
+    var body = try ResponseRequest(try await body(of: request))
     try check(model: body.model)
-    if stateful == nil, body.store == true || body.background || body.previousID != nil { throw noStore() }
-    var items = body.input
-    if let previousID = body.previousID { items = try await history(endingAt: previousID) + items }
+    if stateful == nil, body.store == true || body.background || body.previousID != nil || body.conversationID != nil {
+      throw noStore()
+    }
+    let items = try await wholeInput(of: &body)
     let (generation, reader) = try responseGeneration(body, items)
     let frame = ResponseFrame(
       id: generation.id.rawValue, created: unixTime(), model: service.model.name,
       isStored: stateful != nil && body.store != false, temperature: generation.sampling.temperature,
-      topP: generation.sampling.topP, request: body)
+      topP: generation.sampling.topP, skipsSpecialTokens: generation.sampling.skipSpecialTokens, request: body)
     let group: GenerationGroup
     do {
       // A response in the background outlives its client's connection.
@@ -34,11 +35,13 @@ extension ServerState {
         body: ResponseBody(byteBuffer: ByteBuffer(bytes: builder.object)))
     }
     let start = builder
-    let output = ResponseBody { [self] writer in
+    return eventStream { [self] writer in
       var builder = start
       builder.begin()
       do {
-        try await run(group, &builder) { builder in try await writer.write(ByteBuffer(bytes: builder.takeEvents())) }
+        try await run(group, &builder) { builder in
+          try await writer.write(ByteBuffer(bytes: builder.takeEvents().joined()))
+        }
       } catch let error as EngineError {
         builder.fail(error.code == .aborted ? "aborted" : "server_error", error.message)
       }
@@ -48,29 +51,58 @@ extension ServerState {
       } catch let error as EngineError {
         logger.error("\(error.message)", metadata: ["request": "\(context.requestID)"])
       }
-      try await writer.write(ByteBuffer(bytes: builder.takeEvents()))
-      try await writer.finish(nil)
+      try await writer.write(ByteBuffer(bytes: builder.takeEvents().joined()))
     }
-    return Response(
-      status: .ok,
-      headers: [
-        .contentType: "text/event-stream; charset=utf-8", .cacheControl: "no-cache",
-        HTTPField.Name("x-accel-buffering")!: "no",
-      ], body: output)
+  }
+
+  /// `POST /v1/responses/input_tokens`: how many tokens the input of a response would have.
+  func countInputTokens(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
+    var body = try ResponseRequest(try await body(of: request), needsInput: false)
+    try check(model: body.model)
+    let items = try await wholeInput(of: &body)
+    if items.isEmpty, body.instructions?.isEmpty != false {
+      throw EngineError(.invalidRequest, "input is required: a string or an array of items.", parameter: "input")
+    }
+    let (generation, _) = try responseGeneration(body, items)
+    guard case .tokens(let tokens) = generation.prompt else {
+      throw EngineError(.internalFailure, "The prompt has not been tokenized.")
+    }
+    return Response { writer in
+      writer.member("object", "response.input_tokens")
+      writer.member("input_tokens", tokens.count)
+    }
+  }
+
+  /// `POST /v1/responses/compact`, which is refused.
+  func compactResponse(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
+    throw EngineError(
+      .unsupported,
+      "Conversations are not compacted here. Name previous_response_id or conversation, with truncation set to \"auto\" "
+        + "where they outgrow the context.")
   }
 
   /// `GET /v1/responses/{id}`.
   func getResponse(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    if request.uri.queryParameters.get("stream") == "true" {
-      throw EngineError(.unsupported, "A stored response cannot be streamed; leave stream out.", parameter: "stream")
+    let stored = try await storedResponse(context)
+    let query = request.uri.queryParameters
+    guard query["stream"] == "true" else { return jsonResponse(stored.object) }
+    var first = 0
+    if let text = query["starting_after"].map({ String($0) }) {
+      guard let number = Int(text), number >= -1, number < .max else {
+        throw EngineError(
+          .invalidRequest, "starting_after must be an event's sequence_number, got \(text.debugDescription).",
+          parameter: "starting_after")
+      }
+      first = number + 1
     }
-    return jsonResponse(try await storedResponse(context).object)
+    return try events(of: stored.id, from: first)
   }
 
   /// `DELETE /v1/responses/{id}`.
   func deleteResponse(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
     let stored = try await storedResponse(context)
     _ = await stateful?.background.cancel(stored.id)
+    stateful?.events.remove(stored.id)
     guard try await requireStore().deleteResponse(stored.id) else { throw noResponse(stored.id) }
     return Response { writer in
       writer.member("id", stored.id)
@@ -108,6 +140,30 @@ extension ServerState {
   }
 
   // MARK: Parts
+
+  /// The items that a response answers: those of the response before or of the conversation, and the input, whose
+  /// references are replaced by what they refer to.
+  private func wholeInput(of body: inout ResponseRequest) async throws(EngineError) -> [JSONValue] {
+    body.input = try await resolved(body.input, "input")
+    if let previousID = body.previousID { return try await history(endingAt: previousID) + body.input }
+    if let conversationID = body.conversationID { return try await conversationItems(conversationID) + body.input }
+    return body.input
+  }
+
+  /// Items with references replaced by what they refer to.
+  func resolved(_ items: [JSONValue], _ name: String) async throws(EngineError) -> [JSONValue] {
+    var items = items
+    for (index, item) in items.enumerated() where item["type"] == "item_reference" {
+      let id = item["id"]?.stringValue ?? ""
+      guard let found = try await requireStore().item(id), let item = try? JSONValue.parse(found) else {
+        throw EngineError(
+          .notFound, "\(name)[\(index)] refers to the item \(id.debugDescription), which is not there.",
+          parameter: "\(name)[\(index)].id")
+      }
+      items[index] = item
+    }
+    return items
+  }
 
   /// The items of a conversation up to and including a response.
   private func history(endingAt id: String) async throws(EngineError) -> [JSONValue] {
@@ -151,7 +207,8 @@ extension ServerState {
         let (tokens, reader) = try prompt(of: chat, &parameters)
         return (
           ApusCore.Request(
-            id: RequestID(freshID("resp_")), prompt: .tokens(tokens), sampling: parameters, priority: common.priority,
+            id: RequestID(freshID("resp_")), prompt: .tokens(tokens), sampling: parameters,
+            logprobs: body.topLogprobs.map { LogprobOptions(topCount: $0) }, priority: common.priority,
             cacheSalt: common.cacheSalt), reader
         )
       } catch {
@@ -197,9 +254,12 @@ extension ServerState {
   ) async throws {
     var current = builder
     defer { builder = current }
+    let skipped = Set(current.frame.skipsSpecialTokens ? service.model.specialTokens : [])
     try await group.forEachChunk { _, chunk in
-      current.add(chunk)
-      if let reason = chunk.finishReason {
+      current.add(chunk, logprobs: logprobTexts(of: chunk, skipped: skipped))
+      if case .abort? = chunk.finishReason, stateful?.background.isCancelled(current.frame.id) == true {
+        current.cancel()
+      } else if let reason = chunk.finishReason {
         current.end(reason, now: unixTime()) { text in
           (try? service.encode(text, addSpecialTokens: false).count) ?? 0
         }
@@ -209,43 +269,117 @@ extension ServerState {
     }
   }
 
-  /// Puts a response into the store, if it is to be stored.
+  /// The log-probabilities of a chunk's tokens that are in its text.
+  ///
+  /// - Parameter skipped: texts of tokens that are left out.
+  private func logprobTexts(of chunk: GenerationChunk, skipped: Set<String>) -> [TokenLogprobText] {
+    var positions = chunk.logprobs[...]
+    if case .stop(.token)? = chunk.finishReason { positions = positions.dropLast() }
+    return positions.compactMap { position in
+      let (bytes, text) = text(of: position.chosen.token)
+      if skipped.contains(text) { return nil }
+      var writer = JSONWriter()
+      writeLogprobs(position, to: &writer)
+      return TokenLogprobText(json: writer.bytes, byteCount: bytes.count)
+    }
+  }
+
+  /// Puts a response into the store, if it is to be stored, and what was said into its conversation, if it has one.
   private func keep(_ builder: ResponseBuilder) async throws(EngineError) {
-    guard builder.frame.isStored, let stateful else { return }
+    guard let stateful else { return }
     let frame = builder.frame
+    var turn: ConversationTurn?
+    if let conversation = frame.request.conversationID, ["completed", "incomplete"].contains(builder.status) {
+      let items = frame.request.input + builder.outputItems
+      turn = ConversationTurn(conversation: conversation, items: items.map(StoredItem.init(json:)))
+    }
+    guard frame.isStored else {
+      if let turn {
+        do throws(EngineError) {
+          try await stateful.store.add(turn)
+        } catch {
+          // It may have been deleted while the answer was made.
+          if error.code != .notFound { throw error }
+        }
+      }
+      return
+    }
     var input = JSONWriter()
     input.value(.array(frame.request.input))
     try await stateful.store.save(
       StoredResponse(
         id: frame.id, created: frame.created, isFinished: !["queued", "in_progress"].contains(builder.status),
-        previousID: frame.request.previousID, input: input.bytes, object: builder.object))
+        previousID: frame.request.previousID, input: input.bytes, object: builder.object), turn)
   }
 
-  /// Goes on with a response without its client, and tells the client how to find it.
+  /// Goes on with a response without its client, and tells the client how to find it, or its events as they come.
   private func makeInBackground(_ group: GenerationGroup, _ start: ResponseBuilder) async throws -> Response {
     guard let stateful else { throw noStore() }
     var queued = start
     queued.status = "queued"
-    try await keep(queued)
+    do {
+      try await keep(queued)
+    } catch {
+      group.finish()
+      throw error
+    }
     let id = start.frame.id
+    let isStreamed = start.frame.request.stream
+    if isStreamed { stateful.events.open(id) }
     stateful.background.start(id, abort: group.finish) { [self] in
       var builder = start
+      builder.begin()
       do {
         try await keep(builder)
-        try await run(group, &builder) { _ in }
+        stateful.events.append(builder.takeEvents(), to: id)
+        try await run(group, &builder) { builder in stateful.events.append(builder.takeEvents(), to: id) }
       } catch {
         let error = error as? EngineError ?? EngineError(.aborted, "The request was cancelled.")
-        builder.fail(error.code == .aborted ? "aborted" : "server_error", error.message)
+        if stateful.background.isCancelled(id) {
+          builder.cancel()
+        } else {
+          builder.fail(error.code == .aborted ? "aborted" : "server_error", error.message)
+        }
       }
       group.finish()
-      if builder.status == "failed", stateful.background.isCancelled(id) { builder.cancelAfterFailure() }
       do {
         try await keep(builder)
       } catch {
         logger.error("\(error)", metadata: ["request": "\(id)"])
       }
+      stateful.events.append(builder.takeEvents(), to: id)
+      stateful.events.finish(id)
     }
-    return jsonResponse(queued.object)
+    return isStreamed ? try events(of: id, from: 0) : jsonResponse(queued.object)
+  }
+
+  /// The events of a response in the background from a number on, those to come included.
+  private func events(of id: String, from first: Int) throws(EngineError) -> Response {
+    guard let events = stateful?.events else { throw noStore() }
+    try events.check(id, from: first)
+    return eventStream { writer in
+      var place = first
+      while let (bytes, next) = await events.next(id, from: place) {
+        try await writer.write(ByteBuffer(bytes: bytes))
+        place = next
+      }
+    }
+  }
+
+  /// A stream of server-sent events.
+  private func eventStream(
+    _ write: @escaping @Sendable (inout any ResponseBodyWriter) async throws -> Void
+  ) -> Response {
+    Response(
+      status: .ok,
+      headers: [
+        .contentType: "text/event-stream; charset=utf-8", .cacheControl: "no-cache",
+        HTTPField.Name("x-accel-buffering")!: "no",
+      ],
+      body: ResponseBody { writer in
+        try await write(&writer)
+        try await writer.finish(nil)
+      })
   }
 
   /// Marks the responses that an earlier process left unfinished as failed.

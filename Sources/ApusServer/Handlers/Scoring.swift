@@ -3,50 +3,55 @@ import Glibc
 import Hummingbird
 import NIOCore
 
-/// Texts or token ids, one or several.
-private typealias Prompt = ApusCore.Request.Prompt
-
 /// The body of `POST /v1/score`, in either of its two forms.
-private struct ScoreRequest {
+struct ScoreRequest {
   var model: String?
   var truncation: Int?
 
   // The form of vLLM: two texts, or two lists of texts.
   var first: [String]?
-  var firstIsList = false
   var second: [String]?
-  var secondIsList = false
 
   // The form of SGLang: how likely tokens are after a query and an item.
-  var query: Prompt?
-  var items: [Prompt]?
+  var query: ApusCore.Request.Prompt?
+  var items: [ApusCore.Request.Prompt]?
   var labels: [TokenID]?
   var appliesSoftmax = false
   var itemFirst = false
 
+  /// The members of the body.
+  static let fields = FieldTable<ScoreRequest>([
+    .string("model", to: \.model, "The model served; may be left out."),
+    Field(
+      "text_1", schema: PromptList.textSchema,
+      "A text, or several; goes with `text_2`, to a model that embeds or judges pairs."
+    ) { (request, fields, reader, name) throws(JSONError) in request.first = try fields.strings(&reader, name) },
+    Field(
+      "text_2", schema: PromptList.textSchema, "As many texts as `text_1` has, or any number if that is one text."
+    ) { (request, fields, reader, name) throws(JSONError) in request.second = try fields.strings(&reader, name) },
+    Field(
+      "query", schema: PromptList.singleSchema,
+      "A text or token ids; goes with `items` and `label_token_ids`, to a model that generates."
+    ) { (request, fields, reader, name) throws(JSONError) in
+      let prompts = try fields.prompts(&reader, name)?.prompts ?? []
+      if prompts.count > 1 { fields.note(name, "expected a string or token ids, got an array of them") }
+      request.query = prompts.first
+    },
+    Field("items", schema: PromptList.schema, "Texts or token ids, each of which is joined with the query.") {
+      (request, fields, reader, name) throws(JSONError) in
+      request.items = try fields.prompts(&reader, name)?.prompts
+    },
+    .tokens("label_token_ids", to: \.labels, "The tokens whose probabilities after each prompt are wanted."),
+    .flag(
+      "apply_softmax", to: \.appliesSoftmax, default: false,
+      "Whether the labels' probabilities are made to add up to one."),
+    .flag("item_first", to: \.itemFirst, default: false, "Whether an item goes before the query."),
+    EmbeddingRequest.truncation(to: \.truncation),
+  ])
+
   init(_ body: ByteBuffer) throws(EngineError) {
     var request = ScoreRequest()
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "model": request.model = try fields.string(&reader, key)
-      case "truncate_prompt_tokens": request.truncation = try fields.integer(&reader, key)
-      case "text_1":
-        request.firstIsList = try reader.peek() == .array
-        request.first = try fields.strings(&reader, key)
-      case "text_2":
-        request.secondIsList = try reader.peek() == .array
-        request.second = try fields.strings(&reader, key)
-      case "query":
-        let prompts = try fields.prompts(&reader, key)?.prompts ?? []
-        if prompts.count > 1 { fields.note(key, "expected a string or token ids, got an array of them") }
-        request.query = prompts.first
-      case "items": request.items = try fields.prompts(&reader, key)?.prompts
-      case "label_token_ids": request.labels = try fields.tokens(&reader, key)
-      case "apply_softmax": request.appliesSoftmax = try fields.bool(&reader, key) ?? false
-      case "item_first": request.itemFirst = try fields.bool(&reader, key) ?? false
-      default: try reader.skipValue()
-      }
-    }
+    try Self.fields.read(body, into: &request)
     self = request
   }
 
@@ -54,7 +59,7 @@ private struct ScoreRequest {
 }
 
 /// The body of `POST /v1/rerank`.
-private struct RerankRequest {
+struct RerankRequest {
   var model: String?
   var query = ""
   var documents: [String] = []
@@ -62,16 +67,31 @@ private struct RerankRequest {
   var returnsDocuments = true
   var truncation: Int?
 
-  init(_ body: ByteBuffer) throws(EngineError) {
-    var request = RerankRequest()
-    var query: String?
-    var documents: [String]?
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "model": request.model = try fields.string(&reader, key)
-      case "query": query = try fields.string(&reader, key)
-      case "documents":
-        documents = try fields.array(&reader, key, of: "strings") { (fields, reader, name) throws(JSONError) in
+  /// The members of the body.
+  static let fields = FieldTable<RerankRequest>([
+    .string("model", to: \.model, "The model served; may be left out."),
+    Field(
+      "query", schema: ["type": "string", "minLength": 1], "What the documents are to answer.",
+      requirement: "a string that is not empty"
+    ) { (request, fields, reader, name) throws(JSONError) in
+      guard let query = try fields.string(&reader, name) else { return }
+      if query.isEmpty { fields.note(name, "must not be empty") }
+      request.query = query
+    },
+    Field(
+      "documents",
+      schema: [
+        "type": "array",
+        "items": [
+          "anyOf": [
+            ["type": "string"],
+            ["type": "object", "properties": ["text": ["type": "string"]], "required": ["text"]],
+          ]
+        ],
+      ], "The documents: strings, or objects with a `text`.", requirement: "an array of strings"
+    ) { (request, fields, reader, name) throws(JSONError) in
+      request.documents =
+        try fields.array(&reader, name, of: "strings") { (fields, reader, name) throws(JSONError) in
           guard try reader.peek() == .object else { return try fields.string(&reader, name) }
           var text: String?
           try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
@@ -79,24 +99,20 @@ private struct RerankRequest {
           }
           if text == nil { fields.note(name, "a document that is an object needs a text") }
           return text
-        }
-      case "top_n": request.count = try fields.integer(&reader, key)
-      case "return_documents": request.returnsDocuments = try fields.bool(&reader, key) ?? true
-      case "truncate_prompt_tokens": request.truncation = try fields.integer(&reader, key)
-      default: try reader.skipValue()
-      }
-    }
-    guard let query, !query.isEmpty else {
-      throw EngineError(.invalidRequest, "query is required: a string that is not empty.", parameter: "query")
-    }
-    guard let documents else {
-      throw EngineError(.invalidRequest, "documents is required: an array of strings.", parameter: "documents")
-    }
+        } ?? []
+    },
+    .integer("top_n", to: \.count, "How many of the best documents are given; all without it."),
+    .flag(
+      "return_documents", to: \.returnsDocuments, default: true, "Whether the answer repeats the documents' texts."),
+    EmbeddingRequest.truncation(to: \.truncation),
+  ])
+
+  init(_ body: ByteBuffer) throws(EngineError) {
+    var request = RerankRequest()
+    try Self.fields.read(body, into: &request)
     if let count = request.count, count < 1 {
       throw EngineError(.invalidRequest, "top_n must be at least 1, got \(count).", parameter: "top_n")
     }
-    request.query = query
-    request.documents = documents
     self = request
   }
 
@@ -259,7 +275,7 @@ extension ServerState {
     sampling.ignoreEOS = true
     var requests: [ApusCore.Request] = []
     for item in items {
-      let prompt: Prompt
+      let prompt: ApusCore.Request.Prompt
       switch (query, item) {
       case (.text(let query), .text(let item)): prompt = .text(body.itemFirst ? item + query : query + item)
       case (.tokens(let query), .tokens(let item)): prompt = .tokens(body.itemFirst ? item + query : query + item)

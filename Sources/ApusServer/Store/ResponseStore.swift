@@ -11,7 +11,10 @@ public protocol ResponseStore: Sendable {
   // MARK: Responses
 
   /// Keeps a response, in place of the one with its id. The oldest ones make room where the store's limit is reached.
-  func save(_ response: StoredResponse) async throws(EngineError)
+  ///
+  /// - Parameter turn: what is added to a conversation at the same time, if that is still there.
+  /// - Throws: `outOfMemory` if there is no room for the turn.
+  func save(_ response: StoredResponse, _ turn: ConversationTurn?) async throws(EngineError)
   /// The response of an id.
   func response(_ id: String) async throws(EngineError) -> StoredResponse?
   /// A response and those before it in its conversation, oldest first; empty if there is none of that id.
@@ -28,6 +31,35 @@ public protocol ResponseStore: Sendable {
   func deleteResponse(_ id: String) async throws(EngineError) -> Bool
   /// The responses that were being made when they were last saved.
   func unfinishedResponses() async throws(EngineError) -> [StoredResponse]
+  /// The input or output item of an id, as JSON, in any response or conversation.
+  func item(_ id: String) async throws(EngineError) -> [UInt8]?
+
+  // MARK: Conversations
+
+  /// Keeps a new conversation.
+  ///
+  /// - Throws: `outOfMemory` if the store is full.
+  func insert(_ conversation: StoredConversation, _ items: [StoredItem]) async throws(EngineError)
+  /// The conversation of an id.
+  func conversation(_ id: String) async throws(EngineError) -> StoredConversation?
+  /// Changes a conversation's metadata. Returns whether there is such a conversation.
+  func setMetadata(_ metadata: [UInt8], ofConversation id: String) async throws(EngineError) -> Bool
+  /// Forgets a conversation and its items. Returns whether there was one.
+  func deleteConversation(_ id: String) async throws(EngineError) -> Bool
+  /// Puts items at the end of a conversation; those that it has stay where they are.
+  ///
+  /// - Throws: `notFound` if there is no such conversation, `outOfMemory` if the store is full.
+  func add(_ turn: ConversationTurn) async throws(EngineError)
+  /// Items of a conversation, newest first unless the page says otherwise.
+  ///
+  /// - Parameter byteLimit: no more once so many bytes are reached.
+  func items(
+    ofConversation id: String, _ page: StorePage, byteLimit: Int
+  ) async throws(EngineError) -> [StoredItem]
+  /// An item of a conversation.
+  func item(_ id: String, ofConversation conversation: String) async throws(EngineError) -> StoredItem?
+  /// Forgets an item of a conversation. Returns whether there was one.
+  func deleteItem(_ id: String, ofConversation conversation: String) async throws(EngineError) -> Bool
 
   // MARK: Files
 
@@ -108,6 +140,56 @@ public struct StoredResponse: Sendable, Equatable {
     self.previousID = previousID
     self.input = input
     self.object = object
+  }
+}
+
+extension ResponseStore {
+  /// Keeps a response that belongs to no conversation.
+  public func save(_ response: StoredResponse) async throws(EngineError) { try await save(response, nil) }
+}
+
+/// A conversation beside its items.
+public struct StoredConversation: Sendable, Equatable {
+  /// Its id.
+  public var id: String
+  /// When it was made, in seconds since 1970.
+  public var created: Int
+  /// Its metadata: a JSON object.
+  public var metadata: [UInt8]
+
+  /// Makes a record.
+  public init(id: String, created: Int, metadata: [UInt8]) {
+    self.id = id
+    self.created = created
+    self.metadata = metadata
+  }
+}
+
+/// An item of a conversation.
+public struct StoredItem: Sendable, Equatable {
+  /// Its id.
+  public var id: String
+  /// The item as the API shows it: a JSON object.
+  public var object: [UInt8]
+
+  /// Makes a record.
+  public init(id: String, object: [UInt8]) {
+    self.id = id
+    self.object = object
+  }
+}
+
+/// Items that belong at the end of a conversation.
+public struct ConversationTurn: Sendable, Equatable {
+  /// The conversation's id.
+  public var conversation: String
+  /// The items, in order.
+  public var items: [StoredItem]
+
+  /// Makes a record.
+  public init(conversation: String, items: [StoredItem]) {
+    self.conversation = conversation
+    self.items = items
   }
 }
 

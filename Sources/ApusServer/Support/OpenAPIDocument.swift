@@ -15,11 +15,6 @@ struct EndpointDescription: Sendable {
       schema = fields.schema
     }
 
-    /// A JSON object whose members are not told, since no table decodes it.
-    static func object(_ name: String) -> Body {
-      Body(name, contentType: "application/json", schema: ["type": "object"])
-    }
-
     /// A body that no table decodes.
     init(_ name: String, contentType: String, schema: JSONValue) {
       self.name = name

@@ -11,6 +11,7 @@ struct ResponseFrame: Sendable {
   var isStored: Bool
   var temperature: Float
   var topP: Float
+  var skipsSpecialTokens: Bool
   var request: ResponseRequest
 }
 
@@ -26,10 +27,12 @@ struct ResponseBuilder: Sendable {
   private var reader: AnswerReader
   private var usage: Usage?
   private var reasoningTokens = 0
+  /// Log-probabilities of tokens whose text has not come yet.
+  private var pendingLogprobs: [TokenLogprobText] = []
   /// Whether the last item may still grow.
   private var isOpen = false
-  /// The events since the last `takeEvents()`; `nil` where nobody streams.
-  private var events: [UInt8]?
+  /// The events since they were last taken; `nil` where nobody streams.
+  private var events: [[UInt8]]?
   private var sequenceNumber = 0
 
   /// Begins a response.
@@ -39,30 +42,59 @@ struct ResponseBuilder: Sendable {
     events = isStreaming ? [] : nil
   }
 
-  /// The events since the last call, as the bytes of server-sent events.
-  mutating func takeEvents() -> [UInt8] {
+  /// The events since the last call, each as the bytes of a server-sent event.
+  mutating func takeEvents() -> [[UInt8]] {
     defer { events = events == nil ? nil : [] }
     return events ?? []
   }
 
-  /// Tells that the response has begun.
+  /// Tells that the response has begun. One in the background was queued before.
   mutating func begin() {
-    tell("response.created")
+    if frame.request.background {
+      status = "queued"
+      tell("response.created")
+      tell("response.queued")
+      status = "in_progress"
+    } else {
+      tell("response.created")
+    }
     tell("response.in_progress")
   }
 
   /// Takes a piece of the answer. The last one closes the open item, but does not end the response.
-  mutating func add(_ chunk: GenerationChunk) {
+  ///
+  /// - Parameter logprobs: the log-probabilities of the piece's tokens, if they are wanted.
+  mutating func add(_ chunk: GenerationChunk, logprobs: [TokenLogprobText] = []) {
     usage = chunk.usage
-    for delta in reader.read(chunk.text, isLast: chunk.finishReason != nil) {
+    pendingLogprobs += logprobs
+    let deltas = reader.read(chunk.text, isLast: chunk.finishReason != nil)
+    for (index, delta) in deltas.enumerated() {
       switch delta {
       case .reasoning(let text): append(text, .reasoning)
-      case .content(let text): append(text, .message)
+      case .content(let text):
+        let logprobs = takeLogprobs(of: text, isLast: index == deltas.count - 1)
+        append(text, .message, logprobs)
       case .callBegin(_, let id, let name): open(.call(id: id, name: name))
       case .callArguments(_, let text):
-        if !text.isEmpty, isOpen { appendToLast(text) }
+        if !text.isEmpty, isOpen { appendToLast(text, []) }
       }
     }
+    // Those of marks, reasoning and calls are told nowhere; those of text that is held back wait for it.
+    if deltas.contains(where: { if case .content = $0 { false } else { true } }) { pendingLogprobs = [] }
+  }
+
+  /// The log-probabilities that go with a piece of text: all that wait, where an answer is nothing but text. Else marks may
+  /// wait with them, before the text or behind it, so only as many tokens are taken as the text is long.
+  private mutating func takeLogprobs(of text: String, isLast: Bool) -> [[UInt8]] {
+    defer { pendingLogprobs = [] }
+    if reader.isPlain { return pendingLogprobs.map(\.json) }
+    var covered = 0
+    func isNeeded(_ entry: TokenLogprobText) -> Bool {
+      defer { covered += entry.byteCount }
+      return covered < text.utf8.count
+    }
+    if isLast { return pendingLogprobs.reversed().prefix(while: isNeeded).reversed().map(\.json) }
+    return pendingLogprobs.prefix(while: isNeeded).map(\.json)
   }
 
   /// Ends the response as the generation ended.
@@ -100,18 +132,29 @@ struct ResponseBuilder: Sendable {
     tell("response.failed")
   }
 
-  /// Tells that the response failed because its client cancelled it.
-  mutating func cancelAfterFailure() {
+  /// Ends the response because its client cancelled it. There is no event of that name, so the stream's end is told by
+  /// `response.failed`, whose response says what happened.
+  mutating func cancel() {
+    close("incomplete")
     status = "cancelled"
-    error = nil
+    tell("response.failed")
+  }
+
+  /// The output items as the API shows them.
+  var outputItems: [JSONValue] {
+    output.map { item in
+      var writer = JSONWriter()
+      item.write(to: &writer)
+      return (try? JSONValue.parse(writer.bytes)) ?? .null
+    }
   }
 
   // MARK: Items
 
-  private mutating func append(_ text: String, _ kind: OutputItem.Kind) {
+  private mutating func append(_ text: String, _ kind: OutputItem.Kind, _ logprobs: [[UInt8]] = []) {
     if text.isEmpty { return }
     if !isOpen || output.last?.kind != kind { open(kind) }
-    appendToLast(text)
+    appendToLast(text, logprobs)
   }
 
   private mutating func open(_ kind: OutputItem.Kind) {
@@ -128,20 +171,20 @@ struct ResponseBuilder: Sendable {
     if case .call = kind { return }
     partEvent("response.content_part.added", item) { writer in
       writer.key("part")
-      item.writePart("", to: &writer)
+      item.writePart("", [], to: &writer)
     }
   }
 
-  private mutating func appendToLast(_ text: String) {
+  private mutating func appendToLast(_ text: String, _ logprobs: [[UInt8]]) {
     output[output.count - 1].text += text
+    output[output.count - 1].logprobs += logprobs
     let item = output[output.count - 1]
     switch item.kind {
     case .reasoning: partEvent("response.reasoning_text.delta", item) { $0.member("delta", text) }
     case .message:
       partEvent("response.output_text.delta", item) { writer in
         writer.member("delta", text)
-        writer.key("logprobs")
-        writer.array { _ in }
+        writer.verbatim("logprobs", logprobs)
       }
     case .call: itemEvent("response.function_call_arguments.delta", item) { $0.member("delta", text) }
     }
@@ -157,8 +200,7 @@ struct ResponseBuilder: Sendable {
     case .message:
       partEvent("response.output_text.done", item) { writer in
         writer.member("text", item.text)
-        writer.key("logprobs")
-        writer.array { _ in }
+        writer.verbatim("logprobs", item.logprobs)
       }
     case .call(_, let name):
       itemEvent("response.function_call_arguments.done", item) { writer in
@@ -169,7 +211,7 @@ struct ResponseBuilder: Sendable {
     if item.kind == .reasoning || item.kind == .message {
       partEvent("response.content_part.done", item) { writer in
         writer.key("part")
-        item.writePart(item.text, to: &writer)
+        item.writePart(item.text, item.logprobs, to: &writer)
       }
     }
     let index = output.count - 1
@@ -217,9 +259,7 @@ struct ResponseBuilder: Sendable {
       members(&writer)
     }
     sequenceNumber += 1
-    events! += "event: \(type)\ndata: ".utf8
-    events! += json.bytes
-    events! += "\n\n".utf8
+    events!.append(Array("event: \(type)\ndata: ".utf8) + json.bytes + Array("\n\n".utf8))
   }
 
   // MARK: The response object
@@ -243,6 +283,7 @@ struct ResponseBuilder: Sendable {
       writer.member("status", status)
       writer.member("background", request.background)
       writer.member("completed_at", optional(completed))
+      writer.member("conversation", request.conversationID.map { ["id": .string($0)] } ?? .null)
       writer.key("error")
       if let error {
         writer.object { writer in
@@ -256,22 +297,27 @@ struct ResponseBuilder: Sendable {
       if let incompleteReason { writer.object { $0.member("reason", incompleteReason) } } else { writer.null() }
       writer.member("instructions", optional(request.instructions))
       writer.member("max_output_tokens", optional(request.maxOutputTokens))
+      writer.member("max_tool_calls", optional(request.maxToolCalls))
       writer.member("model", frame.model)
       writer.key("output")
       writer.array { writer in for item in output { item.write(to: &writer) } }
       writer.member("parallel_tool_calls", request.allowsParallelCalls)
       writer.member("previous_response_id", optional(request.previousID))
+      writer.member("prompt_cache_key", optional(request.promptCacheKey))
       writer.key("reasoning")
       writer.object { writer in
         writer.member("effort", request.effort)
         writer.member("summary", request.summary)
       }
+      writer.member("safety_identifier", optional(request.safetyIdentifier))
+      writer.member("service_tier", "default")
       writer.member("store", frame.isStored)
       writer.key("temperature")
       writer.value(frame.temperature)
       writer.member("text", .object(request.text))
       writer.member("tool_choice", request.toolChoice)
       writer.member("tools", .array(request.tools))
+      writer.member("top_logprobs", request.topLogprobs ?? 0)
       writer.key("top_p")
       writer.value(frame.topP)
       writer.member("truncation", request.truncates ? "auto" : "disabled")
@@ -289,8 +335,24 @@ struct ResponseBuilder: Sendable {
       } else {
         writer.null()
       }
-      writer.member("user", request.user)
+      writer.member("user", optional(request.user))
       writer.member("metadata", .object(request.metadata))
     }
+  }
+}
+
+/// The log-probabilities of a token as the API shows them.
+struct TokenLogprobText: Sendable {
+  /// A JSON object.
+  var json: [UInt8]
+  /// The length of the token's text.
+  var byteCount: Int
+}
+
+extension JSONWriter {
+  /// Writes a member that is an array of JSON texts.
+  mutating func verbatim(_ name: String, _ values: [[UInt8]]) {
+    key(name)
+    array { writer in for value in values { writer.verbatim(value) } }
   }
 }

@@ -5,6 +5,7 @@ import Synchronization
 final class StatefulServices: Sendable {
   let store: any ResponseStore
   let background = BackgroundResponses()
+  let events = ResponseEvents()
   let batches: BatchRunner
 
   init(_ store: any ResponseStore, batchConcurrency: Int) {

@@ -14,6 +14,7 @@ struct StreamOptions {
     .flag("include_usage", to: \.includeUsage, default: false, "Whether a last chunk without choices tells the usage."),
     .flag(
       "continuous_usage_stats", to: \.continuousUsage, default: false, "Whether every chunk tells the usage so far."),
+    .ignored("include_obfuscation", schema: ["type": "boolean"], "Has no effect: chunks are never padded."),
   ])
 
   init() {}
@@ -65,6 +66,13 @@ struct CommonFields {
         (_, fields, reader, name) throws(JSONError) in
         _ = try fields.string(&reader, name)
       },
+      Field("safety_identifier", "prompt_cache_key", schema: ["type": "string"], "Checked to be a string, and ignored.")
+      {
+        (_, fields, reader, name) throws(JSONError) in
+        _ = try fields.string(&reader, name)
+      },
+      .ignored(
+        "service_tier", "prompt_cache_options", "prompt_cache_retention", schema: [:], "Has no effect here."),
       Field("metadata", schema: ["type": "object"], "Checked to be an object, and ignored.") {
         (_, fields, reader, name) throws(JSONError) in
         try fields.object(&reader, name) { (_, reader, _) throws(JSONError) in try reader.skipValue() }
@@ -114,6 +122,7 @@ struct ChatCompletionRequest {
   var continueFinalMessage = false
   var templateVariables = JSONObject()
   var reasoningEffort: JSONValue?
+  var verbosity: String?
 
   /// The members of the body.
   static let fields =
@@ -133,6 +142,18 @@ struct ChatCompletionRequest {
                 "type": ["const": "function"],
                 "function": ["type": "object", "properties": ["name": ["type": "string"]], "required": ["name"]],
               ], "required": ["type"],
+            ],
+            [
+              "type": "object",
+              "properties": [
+                "type": ["const": "allowed_tools"],
+                "allowed_tools": [
+                  "type": "object",
+                  "properties": [
+                    "mode": ["enum": ["auto", "required"]], "tools": ["type": "array", "items": ["type": "object"]],
+                  ], "required": ["mode", "tools"],
+                ],
+              ], "required": ["type", "allowed_tools"],
             ],
           ]
         ], "Whether a function may or must be called."),
@@ -168,7 +189,21 @@ struct ChatCompletionRequest {
       ) { (request, fields, reader, name) throws(JSONError) in
         try request.common.sampling.grammar.readResponseFormat(name, &fields, &reader)
       },
+      Field(
+        "verbosity", schema: ["enum": ["low", "medium", "high"]],
+        "How long the answer should be, given to the chat template."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        guard let text = try fields.string(&reader, name) else { return }
+        if !["low", "medium", "high"].contains(text) {
+          fields.note(name, "must be \"low\", \"medium\" or \"high\", got \(text.debugDescription)")
+        }
+        request.verbosity = text
+      },
       .refused("functions", "function_call", because: "is OpenAI's old form; use tools and tool_choice"),
+      .refused("web_search_options", because: "this server searches nothing; leave the field out"),
+      .refused("moderation", because: "moderation is not available; leave the field out"),
+      .refusedIfTrue("store", because: "chat completions are not kept; leave the field out, or use /v1/responses"),
+      .ignored("prediction", schema: ["type": "object"], "Has no effect: it could only make the answer faster."),
       .refused("audio", because: "this model answers in text only; leave the field out"),
       Field("modalities", schema: ["const": ["text"]], "Only text is available.") {
         (_, fields, reader, name) throws(JSONError) in
@@ -250,6 +285,7 @@ struct ChatCompletionRequest {
       }
     }
     reading.tools = try Self.definitions(tools)
+    try restrictTools()
     reading.choice = try Self.choice(toolChoice, reading.tools)
   }
 
@@ -279,6 +315,35 @@ struct ChatCompletionRequest {
       }
     }
     return ToolDefinitions(json: tools)
+  }
+
+  /// Leaves the tools that a `tool_choice` of type `allowed_tools` names, and turns it into its mode.
+  ///
+  /// Tools that may not be called are not shown to the model either: not all formats of calls can be constrained, and a
+  /// model does not call what it does not know.
+  private mutating func restrictTools() throws(EngineError) {
+    guard let choice = toolChoice, choice["type"] == "allowed_tools" else { return }
+    func refuse(_ sentence: String) -> EngineError {
+      EngineError(.invalidRequest, "tool_choice \(sentence).", parameter: "tool_choice")
+    }
+    // The responses API has the members without the inner object.
+    let allowed = choice["allowed_tools"] ?? choice
+    guard let mode = allowed["mode"]?.stringValue, mode == "auto" || mode == "required" else {
+      throw refuse("of type allowed_tools needs a mode, \"auto\" or \"required\"")
+    }
+    var names: Set<String> = []
+    for tool in allowed["tools"]?.arrayValue ?? [] {
+      guard tool["type"] == "function", let name = (tool["function"]?["name"] ?? tool["name"])?.stringValue else {
+        throw refuse("of type allowed_tools must name functions only")
+      }
+      if reading.tools[name] == nil { throw refuse("names \(name.debugDescription), which is not among the tools") }
+      names.insert(name)
+    }
+    if names.isEmpty { throw refuse("of type allowed_tools needs tools") }
+    let kept = (tools?.arrayValue ?? []).filter { $0["function"]?["name"]?.stringValue.map(names.contains) == true }
+    tools = .array(kept)
+    reading.tools = ToolDefinitions(json: tools)
+    toolChoice = .string(mode)
   }
 
   private static func choice(_ choice: JSONValue?, _ tools: ToolDefinitions) throws(EngineError) -> ToolChoice {
@@ -337,6 +402,7 @@ struct ChatCompletionRequest {
         variables["thinking"] = false
       }
     }
+    if let verbosity { variables["verbosity"] = .string(verbosity) }
     for (name, value) in templateVariables { variables[name] = value }
     let offersTools = reading.choice != .none && !reading.tools.isEmpty
     // add_generation_prompt is true by default, so a client that continues a message need not turn it off.
@@ -365,7 +431,9 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
   }
   switch object["content"] {
   case .string: break
-  case nil, .null: object["content"] = .string("")
+  case nil, .null:
+    // A message of the assistant may be a refusal in place of content.
+    object["content"] = object["refusal"]?.stringValue.map { .string($0) } ?? .string("")
   case .array(let parts):
     var texts: [String] = []
     for (number, part) in parts.enumerated() {
@@ -391,6 +459,9 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
     }
     object["content"] = .string(texts.joined(separator: " "))
   case let other?: throw refuse(".content", "expected a string or an array of parts, got \(other.kindName)")
+  }
+  if object["function_call"]?.nonNull != nil {
+    throw refuse(".function_call", "is OpenAI's old form; use tool_calls", .unsupported)
   }
   if let calls = object["tool_calls"], !calls.isNull {
     guard let calls = calls.arrayValue else { throw refuse(".tool_calls", "expected an array, got \(calls.kindName)") }

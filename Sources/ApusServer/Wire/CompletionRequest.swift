@@ -15,6 +15,8 @@ struct PromptList {
     "anyOf": [["type": "string"], ["type": "array", "items": ["type": "string"]]]
   ]
   static let tokenSchema: JSONValue = ["anyOf": [tokens, ["type": "array", "items": tokens]]]
+  /// One prompt.
+  static let singleSchema: JSONValue = ["anyOf": [["type": "string"], tokens]]
   private static let tokens: JSONValue = ["type": "array", "items": ["type": "integer", "minimum": 0]]
 }
 

@@ -80,6 +80,14 @@ struct ResponseHead: Sendable {
 extension ServerState {
   /// Writes log-probabilities in the shape of the chat API: `{"content": [...]}`.
   func writeChatLogprobs(_ positions: [PositionLogprobs], to writer: inout JSONWriter) {
+    writer.object { writer in
+      writer.key("content")
+      writer.array { writer in for position in positions { writeLogprobs(position, to: &writer) } }
+    }
+  }
+
+  /// Writes the log-probabilities at one position as an entry of the chat and of the responses API.
+  func writeLogprobs(_ position: PositionLogprobs, to writer: inout JSONWriter) {
     func members(_ entry: TokenLogprob, _ writer: inout JSONWriter) {
       let (bytes, text) = self.text(of: entry.token)
       writer.member("token", text)
@@ -89,18 +97,9 @@ extension ServerState {
       writer.array { writer in for byte in bytes { writer.value(Int(byte)) } }
     }
     writer.object { writer in
-      writer.key("content")
-      writer.array { writer in
-        for position in positions {
-          writer.object { writer in
-            members(position.chosen, &writer)
-            writer.key("top_logprobs")
-            writer.array { writer in
-              for entry in position.top { writer.object { members(entry, &$0) } }
-            }
-          }
-        }
-      }
+      members(position.chosen, &writer)
+      writer.key("top_logprobs")
+      writer.array { writer in for entry in position.top { writer.object { members(entry, &$0) } } }
     }
   }
 

@@ -3,7 +3,7 @@ import ApusCore
 /// An id in the style of the API: a prefix and 32 hexadecimal digits.
 func freshID(_ prefix: String) -> String { prefix + RequestID.unique().rawValue }
 
-/// The items of a response's `input`, in their whole form and each with an id.
+/// The items of a response's `input`, in their whole form and each with an id. References are left as they are.
 ///
 /// - Throws: `invalidRequest` for what is malformed, `unsupported` for items that this server cannot take.
 func inputItems(_ input: JSONValue?) throws(EngineError) -> [JSONValue] {
@@ -19,14 +19,21 @@ func inputItems(_ input: JSONValue?) throws(EngineError) -> [JSONValue] {
     ]
   case .array(let items):
     if items.isEmpty { throw EngineError(.invalidRequest, "input must not be empty.", parameter: "input") }
-    var checked: [JSONValue] = []
-    checked.reserveCapacity(items.count)
-    for (index, item) in items.enumerated() { checked.append(try inputItem(item, "input[\(index)]")) }
-    return checked
+    return try inputItems(items, "input")
   case let other?:
     throw EngineError(
       .invalidRequest, "input: expected a string or an array of items, got \(other.kindName).", parameter: "input")
   }
+}
+
+/// Items in their whole form and each with an id.
+///
+/// - Parameter name: the member that holds them, for error messages.
+func inputItems(_ items: [JSONValue], _ name: String) throws(EngineError) -> [JSONValue] {
+  var checked: [JSONValue] = []
+  checked.reserveCapacity(items.count)
+  for (index, item) in items.enumerated() { checked.append(try inputItem(item, "\(name)[\(index)]")) }
+  return checked
 }
 
 private func inputItem(_ item: JSONValue, _ path: String) throws(EngineError) -> JSONValue {
@@ -37,7 +44,10 @@ private func inputItem(_ item: JSONValue, _ path: String) throws(EngineError) ->
   let type: String
   switch object["type"] {
   case .string(let given): type = given
-  case nil, .null: type = "message"
+  case nil, .null:
+    // A reference needs no type.
+    let isReference = object["role"] == nil && object["content"] == nil && object["id"]?.stringValue != nil
+    type = isReference ? "item_reference" : "message"
   case let other?: throw refuse(".type", "expected a string, got \(other.kindName)")
   }
   func text(_ name: String) throws(EngineError) -> String {
@@ -78,14 +88,18 @@ private func inputItem(_ item: JSONValue, _ path: String) throws(EngineError) ->
     case let other?: throw refuse(".output", "expected a string or an array of parts, got \(other.kindName)")
     }
   case "reasoning": prefix = "rs_"
+  case "item_reference":
+    prefix = ""
+    _ = try text("id")
+    object["type"] = "item_reference"
   default:
     throw refuse(
       ".type",
-      "items of type \(type.debugDescription) cannot be taken; there are message, function_call, function_call_output and "
-        + "reasoning", .unsupported)
+      "items of type \(type.debugDescription) cannot be taken; there are message, function_call, function_call_output, "
+        + "reasoning and item_reference", .unsupported)
   }
   if object["id"]?.stringValue == nil { object["id"] = .string(freshID(prefix)) }
-  if type != "reasoning", object["status"]?.nonNull == nil { object["status"] = "completed" }
+  if type != "reasoning", type != "item_reference", object["status"]?.nonNull == nil { object["status"] = "completed" }
   return .object(object)
 }
 
@@ -191,6 +205,8 @@ struct OutputItem: Sendable {
   var kind: Kind
   /// The text, or the JSON text of a call's arguments.
   var text = ""
+  /// The log-probabilities of a message's tokens, each a JSON object.
+  var logprobs: [[UInt8]] = []
   var status = "in_progress"
 
   init(_ kind: Kind) {
@@ -232,11 +248,11 @@ struct OutputItem: Sendable {
 
   private func writeContent(_ isBegin: Bool, to writer: inout JSONWriter) {
     writer.key("content")
-    writer.array { if !isBegin { writePart(text, to: &$0) } }
+    writer.array { if !isBegin { writePart(text, logprobs, to: &$0) } }
   }
 
-  /// Writes the one part of the item's content, with the given text.
-  func writePart(_ text: String, to writer: inout JSONWriter) {
+  /// Writes the one part of the item's content, with the given text and log-probabilities.
+  func writePart(_ text: String, _ logprobs: [[UInt8]], to writer: inout JSONWriter) {
     writer.object { writer in
       if kind == .reasoning {
         writer.member("type", "reasoning_text")
@@ -246,8 +262,7 @@ struct OutputItem: Sendable {
         writer.member("text", text)
         writer.key("annotations")
         writer.array { _ in }
-        writer.key("logprobs")
-        writer.array { _ in }
+        writer.verbatim("logprobs", logprobs)
       }
     }
   }

@@ -1,7 +1,7 @@
 import ApusCore
 import NIOCore
 
-/// The body of `POST /v1/responses`.
+/// The body of `POST /v1/responses` and of `POST /v1/responses/input_tokens`.
 ///
 /// What both APIs know under one meaning is translated to the chat API's body and read by its reader, so that tools,
 /// formats and sampling values are judged alike.
@@ -11,62 +11,137 @@ struct ResponseRequest {
   var input: [JSONValue] = []
   var instructions: String?
   var previousID: String?
+  var conversationID: String?
   var stream = false
   var store: Bool?
   var background = false
   var truncates = false
   var allowsParallelCalls = true
   var maxOutputTokens: Int?
+  var maxToolCalls: Int?
+  /// How many likely tokens are given with each token of the text; `nil` where no log-probabilities are wanted.
+  var topLogprobs: Int?
   var metadata = JSONObject()
   var tools: [JSONValue] = []
   var toolChoice: JSONValue = "auto"
   var text = JSONObject([("format", ["type": "text"])])
   var effort: JSONValue = .null
   var summary: JSONValue = .null
-  var user: JSONValue = .null
+  var user: String?
+  var safetyIdentifier: String?
+  var promptCacheKey: String?
   /// Members that go to the chat API's reader as they are.
   private var shared = JSONObject()
+  /// Members that are checked once all are read.
+  private var given = Given()
 
-  /// Sampling values that the chat API takes, too.
-  private static let sharedNames: Set<String> = [
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
-    "logit_bias", "seed", "stop", "stop_token_ids", "stop_regex", "ignore_eos", "min_tokens", "skip_special_tokens",
-    "cache_salt", "priority", "chat_template_kwargs",
-  ]
-
-  /// Reads and checks a body.
-  ///
-  /// - Throws: `invalidRequest` and `unsupported` with the field at fault.
-  init(_ body: ByteBuffer) throws(EngineError) {
-    var request = ResponseRequest()
+  private struct Given {
     var input: JSONValue?
     var tools: JSONValue?
     var metadata: JSONValue?
     var text: JSONValue?
-    try readBody(body) { (fields, reader, key) throws(JSONError) in
-      switch key {
-      case "model": request.model = try fields.string(&reader, key)
-      case "input": input = try fields.value(&reader, key)
-      case "instructions": request.instructions = try fields.string(&reader, key)
-      case "previous_response_id": request.previousID = try fields.string(&reader, key)
-      case "stream": request.stream = try fields.bool(&reader, key) ?? false
-      case "store": request.store = try fields.bool(&reader, key)
-      case "background": request.background = try fields.bool(&reader, key) ?? false
-      case "parallel_tool_calls": request.allowsParallelCalls = try fields.bool(&reader, key) ?? true
-      case "max_output_tokens": request.maxOutputTokens = try fields.integer(&reader, key)
-      case "metadata": metadata = try fields.value(&reader, key)
-      case "tools": tools = try fields.value(&reader, key)
-      case "tool_choice": request.toolChoice = try fields.value(&reader, key) ?? "auto"
-      case "text": text = try fields.value(&reader, key)
-      case "user", "safety_identifier": request.user = try fields.string(&reader, key).map { .string($0) } ?? .null
-      case "truncation":
-        switch try fields.string(&reader, key) {
+  }
+
+  /// The members of the body.
+  static let fields =
+    FieldTable<ResponseRequest>([
+      .string("model", to: \.model, "The model served; may be left out."),
+      .value(
+        "input", to: \.given.input,
+        schema: ["anyOf": [["type": "string"], ["type": "array", "items": itemSchema]]],
+        "A text, or items. Required unless only tokens are counted."),
+      .string("instructions", to: \.instructions, "A system message that goes before everything else."),
+      .string("previous_response_id", to: \.previousID, "The response that this one follows."),
+      Field(
+        "conversation",
+        schema: [
+          "anyOf": [
+            ["type": "string"], ["type": "object", "properties": ["id": ["type": "string"]], "required": ["id"]],
+          ]
+        ], "The conversation whose items go before the input, and to which input and answer are added."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        if try reader.peek() == .string {
+          request.conversationID = try reader.readString()
+        } else {
+          let isObject = try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
+            if key == "id" { request.conversationID = try fields.string(&reader, key) } else { try reader.skipValue() }
+          }
+          if isObject, request.conversationID == nil { fields.note(name, "needs an id") }
+        }
+      },
+      .flag("stream", to: \.stream, default: false, "Whether the answer is sent as events while it is made."),
+      Field(
+        "stream_options", schema: ["type": "object", "properties": ["include_obfuscation": ["type": "boolean"]]],
+        "Checked to be an object; events are never padded."
+      ) { (_, fields, reader, name) throws(JSONError) in
+        try fields.object(&reader, name) { (_, reader, _) throws(JSONError) in try reader.skipValue() }
+      },
+      .bool("store", to: \.store, "Whether the response is kept; true by default."),
+      .flag(
+        "background", to: \.background, default: false, "Whether the response goes on when its client has gone."),
+      Field(
+        "truncation", schema: ["enum": ["auto", "disabled"], "default": "disabled"],
+        "`auto` leaves out the oldest turns where the input would be too long."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        switch try fields.string(&reader, name) {
         case nil, "disabled"?: break
         case "auto"?: request.truncates = true
-        case let other?: fields.note(key, "must be \"auto\" or \"disabled\", got \(other.debugDescription)")
+        case let other?: fields.note(name, "must be \"auto\" or \"disabled\", got \(other.debugDescription)")
         }
-      case "reasoning":
-        try fields.object(&reader, key) { (fields, reader, key) throws(JSONError) in
+      },
+      .flag(
+        "parallel_tool_calls", to: \.allowsParallelCalls, default: true, "Whether an answer may hold several calls."),
+      .integer(
+        "max_output_tokens", to: \.maxOutputTokens, "The most tokens to generate, the chain of thought included."),
+      .integer(
+        "max_tool_calls", to: \.maxToolCalls, "The most calls of built-in tools, of which there are none here."),
+      .value("metadata", to: \.given.metadata, schema: metadataSchema, "Kept with the response."),
+      .array(
+        "tools", to: \.given.tools, of: "tools", items: toolSchema, "The functions that the model may call."),
+      Field(
+        "tool_choice",
+        schema: [
+          "anyOf": [
+            ["enum": ["auto", "none", "required"]],
+            [
+              "type": "object", "properties": ["type": ["const": "function"], "name": ["type": "string"]],
+              "required": ["type", "name"],
+            ],
+            [
+              "type": "object",
+              "properties": [
+                "type": ["const": "allowed_tools"], "mode": ["enum": ["auto", "required"]],
+                "tools": ["type": "array", "items": ["type": "object"]],
+              ], "required": ["type", "mode", "tools"],
+            ],
+          ]
+        ], "Whether a function may or must be called."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        request.toolChoice = try fields.value(&reader, name) ?? "auto"
+      },
+      .value(
+        "text", to: \.given.text,
+        schema: [
+          "anyOf": [
+            [
+              "type": "object",
+              "properties": ["format": ["type": "object"], "verbosity": ["enum": ["low", "medium", "high"]]],
+            ]
+          ]
+        ], "`format` says what the text must look like; `verbosity` is given to the chat template."),
+      Field(
+        "reasoning",
+        schema: [
+          "type": "object",
+          "properties": [
+            "effort": [
+              "type": "string", "description": "How much the model should think; given to the chat template.",
+            ],
+            "summary": ["type": "string", "description": "Kept; there are no summaries, the text itself is given."],
+          ],
+        ], "How the model should think."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        try fields.object(&reader, name) { (fields, reader, key) throws(JSONError) in
           switch key {
           case "effort": request.effort = try fields.string(&reader, key).map { .string($0) } ?? .null
           case "summary", "generate_summary":
@@ -74,46 +149,125 @@ struct ResponseRequest {
           default: try reader.skipValue()
           }
         }
-      case "include":
-        let names = try fields.strings(&reader, key) ?? []
-        if names.contains("message.output_text.logprobs") {
-          fields.note(key, "log-probabilities are given by /v1/chat/completions only", code: .unsupported)
-        }
-      case "top_logprobs":
-        if let count = try fields.integer(&reader, key), count != 0 {
-          fields.note(key, "log-probabilities are given by /v1/chat/completions only", code: .unsupported)
-        }
-      case "prompt": try fields.refuse(&reader, key, "stored prompts are not available; give instructions and input")
-      case "conversation": try fields.refuse(&reader, key, "is not available; use previous_response_id")
-      case _ where Self.sharedNames.contains(key):
-        request.shared[key] = try fields.value(&reader, key)
-      default: try reader.skipValue()
+      },
+      Field(
+        "include", schema: ["type": "array", "items": ["type": "string"]],
+        "Kinds of output to add: `message.output_text.logprobs`. Those of tools and inputs that do not occur add nothing."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        let names =
+          try fields.array(&reader, name, of: "strings") { (fields, reader, name) throws(JSONError) in
+            try fields.string(&reader, name)
+          } ?? []
+        if names.contains("message.output_text.logprobs") { request.topLogprobs = request.topLogprobs ?? 0 }
+      },
+      Field(
+        "top_logprobs", schema: ["type": "integer", "minimum": 0, "maximum": 20],
+        "How many of the likeliest tokens are given with each token of the text."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        guard let count = try fields.integer(&reader, name) else { return }
+        if !(0...20).contains(count) { fields.note(name, "must be in 0...20, got \(count)") }
+        if count > 0 { request.topLogprobs = count }
+      },
+      .string("user", to: \.user, "Kept with the response."),
+      .string("safety_identifier", to: \.safetyIdentifier, "Kept with the response."),
+      .string(
+        "prompt_cache_key", to: \.promptCacheKey,
+        "Kept with the response; every request finds all cached prefixes (`cache_salt` keeps them apart)."),
+      .ignored(
+        "prompt_cache_retention", "prompt_cache_options", "service_tier", "background_options", "access_programs",
+        "image", schema: [:], "Has no effect here."),
+      .refused("prompt", because: "stored prompts are not available; give instructions and input"),
+      .refused(
+        "context_management", because: "conversations are not compacted; use truncation: \"auto\""),
+      .refused("moderation", because: "moderation is not available; leave the field out"),
+      .refused("personality", because: "is not available; use instructions"),
+      .refused("messages", because: "is the chat API's name; use input"),
+      .refused("max_tokens", "max_completion_tokens", because: "is the chat API's name; use max_output_tokens"),
+      .refused("response_format", because: "is the chat API's name; use text.format"),
+      .refused("n", because: "a response has one answer"),
+    ]) + FieldTable(sharedFields)
+
+  /// Sampling values and the like, which the chat API's reader takes and judges.
+  private static var sharedFields: [Field<ResponseRequest>] {
+    let own: Set<String> = ["max_tokens", "n"]
+    let common: Set<String> = ["cache_salt", "priority", "chat_template_kwargs"]
+    let fields =
+      SamplingFields.fields.within(\ChatCompletionRequest.common.sampling).fields.filter { !own.contains($0.names[0]) }
+      + ChatCompletionRequest.fields.fields.filter { common.contains($0.names[0]) }
+    return fields.map { field in
+      var shared = Field<ResponseRequest>(schema: field.schema, field.summary) {
+        (request, fields, reader, name) throws(JSONError) in
+        request.shared[name] = try fields.value(&reader, name)
       }
+      shared.names = field.names
+      shared.namesAreAliases = field.namesAreAliases
+      return shared
     }
+  }
+
+  /// The schema of an input item, for the document.
+  static let itemSchema: JSONValue = [
+    "type": "object",
+    "properties": [
+      "type": ["enum": ["message", "function_call", "function_call_output", "reasoning", "item_reference"]],
+      "id": ["type": "string"], "role": ["enum": ["user", "assistant", "system", "developer"]],
+      "content": [
+        "anyOf": [
+          ["type": "string"],
+          [
+            "type": "array",
+            "items": [
+              "type": "object",
+              "properties": ["type": ["type": "string"], "text": ["type": "string"]], "required": ["type"],
+            ],
+          ],
+        ]
+      ], "call_id": ["type": "string"], "name": ["type": "string"], "arguments": ["type": "string"],
+      "output": ["anyOf": [["type": "string"], ["type": "array", "items": ["type": "object"]]]],
+    ],
+  ]
+
+  private static let toolSchema: JSONValue = [
+    "type": "object",
+    "properties": [
+      "type": ["const": "function"], "name": ["type": "string"], "description": ["type": "string"],
+      "parameters": ["type": "object"], "strict": ["type": "boolean"],
+    ], "required": ["type", "name"],
+  ]
+
+  /// Reads and checks a body.
+  ///
+  /// - Parameter needsInput: whether a body without input is refused.
+  /// - Throws: `invalidRequest` and `unsupported` with the field at fault.
+  init(_ body: ByteBuffer, needsInput: Bool = true) throws(EngineError) {
+    var request = ResponseRequest()
+    try Self.fields.read(body, into: &request)
     if let effort = request.effort.stringValue,
-      !["none", "minimal", "low", "medium", "high", "xhigh"].contains(effort)
+      !["none", "minimal", "low", "medium", "high", "xhigh", "max"].contains(effort)
     {
       throw EngineError(
         .invalidRequest,
-        "reasoning.effort must be none, minimal, low, medium, high or xhigh, got \(effort.debugDescription).",
+        "reasoning.effort must be none, minimal, low, medium, high, xhigh or max, got \(effort.debugDescription).",
         parameter: "reasoning.effort")
     }
-    if let limit = request.maxOutputTokens, limit < 1 {
-      throw EngineError(
-        .invalidRequest, "max_output_tokens must be at least 1, got \(limit).", parameter: "max_output_tokens")
-    }
-    if request.background, request.stream {
-      throw EngineError(
-        .unsupported, "A response in the background cannot be streamed; leave stream out and fetch it by its id.",
-        parameter: "stream")
+    for (name, limit) in [("max_output_tokens", request.maxOutputTokens), ("max_tool_calls", request.maxToolCalls)] {
+      if let limit, limit < 1 {
+        throw EngineError(.invalidRequest, "\(name) must be at least 1, got \(limit).", parameter: name)
+      }
     }
     if request.background, request.store == false {
       throw EngineError(.invalidRequest, "background needs store to be true.", parameter: "background")
     }
-    request.metadata = try checkedMetadata(metadata)
-    request.input = try inputItems(input)
-    request.tools = try Self.checkedTools(tools)
-    if let text { request.text = try Self.checkedText(text) }
+    if request.previousID != nil, request.conversationID != nil {
+      throw EngineError(
+        .invalidRequest, "previous_response_id and conversation exclude each other; give one.",
+        parameter: "previous_response_id")
+    }
+    request.metadata = try checkedMetadata(request.given.metadata)
+    if needsInput || request.given.input?.nonNull != nil { request.input = try inputItems(request.given.input) }
+    request.tools = try Self.checkedTools(request.given.tools)
+    if let text = request.given.text { request.text = try Self.checkedText(text) }
+    request.given = Given()
     self = request
   }
 
@@ -144,6 +298,9 @@ struct ResponseRequest {
       EngineError(.invalidRequest, "\(path): \(sentence).", parameter: path)
     }
     guard var object = text.objectValue else { throw refuse("text", "expected an object, got \(text.kindName)") }
+    if let verbosity = object["verbosity"]?.nonNull, !["low", "medium", "high"].contains(verbosity) {
+      throw refuse("text.verbosity", "must be \"low\", \"medium\" or \"high\"")
+    }
     guard let format = object["format"]?.nonNull else {
       object["format"] = ["type": "text"]
       return object
@@ -178,6 +335,7 @@ struct ResponseRequest {
     if toolChoice != "auto" { body["tool_choice"] = toolChoice }
     body["parallel_tool_calls"] = .bool(allowsParallelCalls)
     if !effort.isNull { body["reasoning_effort"] = effort }
+    if let verbosity = text["verbosity"]?.nonNull { body["verbosity"] = verbosity }
     if let format = text["format"], format["type"] != "text" {
       body["response_format"] =
         format["type"] == "json_schema" ? ["type": "json_schema", "json_schema": format] : format
@@ -211,6 +369,13 @@ struct ResponseRequest {
     return error
   }
 }
+
+/// The schema of `metadata`, for the document.
+let metadataSchema: JSONValue = [
+  "anyOf": [
+    ["type": "object", "maxProperties": 16, "additionalProperties": ["type": "string", "maxLength": 512]]
+  ]
+]
 
 /// `metadata`: at most 16 pairs, keys of 64 and values of 512 characters at most.
 func checkedMetadata(_ metadata: JSONValue?) throws(EngineError) -> JSONObject {
