@@ -54,8 +54,10 @@ def orthogonal(gradient: torch.Tensor, steps: int = 4) -> torch.Tensor:
 class Muon:
     """Muon over matrices, those of one shape worked out together. A stack of matrices is as many matrices."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float, threads: int = 1):
-        self.momentum, self.decay = momentum, decay
+    def __init__(self, parameters: list[torch.nn.Parameter], momentum: float, decay: float, threads: int = 1,
+                 faster: dict[torch.nn.Parameter, float] | None = None):
+        """faster: by how much the rate of some parameters differs from that of the others."""
+        self.momentum, self.decay, self.faster = momentum, decay, faster or {}
         self.groups: dict[tuple, list[tuple]] = {}
         for parameter in parameters:
             for index in range(len(parameter)) if parameter.ndim == 3 else [...]:
@@ -95,9 +97,9 @@ class Muon:
         update = orthogonal(gradient.lerp(buffer, self.momentum)).float()
         scale = rate * max(1.0, shape[0] / shape[1]) ** 0.5
         for at, (parameter, index) in enumerate(group):
-            matrix = parameter.data[index]
-            matrix.mul_(1 - rate * self.decay)
-            matrix.sub_(update[at], alpha=scale)
+            matrix, times = parameter.data[index], self.faster.get(parameter, 1.0)
+            matrix.mul_(1 - times * rate * self.decay)
+            matrix.sub_(update[at], alpha=times * scale)
 
 
 def encode(tokenizer: Tokenizer, conversation: dict, prompt_weight: float) -> tuple[list[int], list[float]]:
@@ -241,8 +243,14 @@ def ways(state: dict, settings: dict, count: int) -> list[dict]:
 
 
 def rate_factor(step: int, settings: dict) -> float:
-    warmup, steps, decay = settings["warmup_steps"], settings["steps"], settings["decay_steps"]
-    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
+    warmup, steps = settings["warmup_steps"], settings["steps"]
+    if "teacher" not in settings:
+        return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / settings["decay_steps"]))
+    # While layers are fitted the rate falls to what the whole can bear, and then from there to zero.
+    fit, after = settings["fit_steps"], settings["rate_after_fit"]
+    if step < fit:
+        return min((step + 1) / warmup, 1 - (1 - after) * step / fit)
+    return after * max(0.0, min(1.0, (steps - step) / settings["decay_steps"]))
 
 
 def main() -> None:
@@ -293,7 +301,10 @@ def main() -> None:
     named = dict(model.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim > 1 and "embed" not in n and "mlp.gate.weight" not in n]
     routers = [p for n, p in named.items() if "mlp.gate.weight" in n]
-    muon = Muon(matrices, settings["momentum"], settings["weight_decay"], max(1, arguments.workers))
+    # The MTP layer begins with little, where the others have their teacher's skill to lose.
+    last = f"model.layers.{config['model']['num_hidden_layers']}."
+    muon = Muon(matrices, settings["momentum"], settings["weight_decay"], max(1, arguments.workers),
+                {p: settings["ahead_rate_times"] for n, p in named.items() if n.startswith(last)})
     adam = torch.optim.AdamW([
         {"params": [p for n, p in named.items() if "embed" in n], "peak": settings["learning_rate_embedding"]},
         {"params": [p for n, p in named.items() if p.ndim == 1 and n != "model.norm.weight"],
