@@ -1,0 +1,93 @@
+import Apus
+import ApusCore
+import ApusScheduling
+import Foundation
+import Testing
+
+private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+  .appendingPathComponent("../../Models/apus-demo-moe").standardizedFileURL.path
+
+/// What the demo mixture of experts was trained to show: answers, drafts that are often right, skewed loads.
+@Suite("Demo mixture of experts", .serialized) struct MixtureModelTests {
+  /// The first held-out questions of a kind, as messages.
+  private func questions(_ skill: String, _ count: Int) throws -> [JSONValue] {
+    let lines = try String(contentsOfFile: directory + "/evaluation.jsonl", encoding: .utf8).split(separator: "\n")
+    let values = try lines.map { try JSONValue.parse(Array($0.utf8)) }
+    return Array(values.filter { $0["skill"]?.stringValue?.hasPrefix(skill) ?? false }.prefix(count))
+  }
+
+  private func ask(_ question: JSONValue, _ engine: Engine) async throws -> [TokenID] {
+    var variables: [String: JSONValue] = [:]
+    if let thinks = question["enable_thinking"]?.nonNull { variables["enable_thinking"] = thinks }
+    let text = try engine.renderChat(
+      ChatPrompt(messages: question["messages"]!, tools: question["tools"]?.nonNull, variables: variables))
+    var sampling = SamplingParameters.greedy
+    sampling.maxNewTokens = 200
+    let prompt = Request.Prompt.tokens(try engine.encode(text, addSpecialTokens: false))
+    return try await engine.generate(Request(prompt: prompt, sampling: sampling)).result().tokens
+  }
+
+  private func configuration() -> EngineConfiguration {
+    var configuration = EngineConfiguration(modelPath: directory)
+    configuration.maxTotalTokens = 4096
+    return configuration
+  }
+
+  @Test("It adds and copies out of a text into JSON")
+  func answers() async throws {
+    try await withEngine(configuration()) { engine in
+      for (question, words) in [
+        ("What is 89 + 35?", ["124"]),
+        ("Story: Victor is a baker. Victor owns a blue donkey.\nQuestion: What does Victor work as?", ["baker"]),
+      ] {
+        let tokens = try await ask(["messages": [["role": "user", "content": .string(question)]]], engine)
+        let text = try engine.decode(tokens, skipSpecialTokens: true)
+        #expect(words.allSatisfy(text.contains), "\(question) \(text)")
+      }
+    }
+  }
+
+  @Test("Its prediction layer's first token is right six times in ten on held-out chat, and no token changes")
+  func drafts() async throws {
+    let asked = try ["story", "extraction", "addition_thinking", "list_copy"].flatMap { try questions($0, 6) }
+    #expect(asked.count >= 18)
+    var plain: [[TokenID]] = []
+    try await withEngine(configuration()) { engine in
+      for question in asked { plain.append(try await ask(question, engine)) }
+    }
+    var drafting = configuration()
+    drafting.speculativeAlgorithm = .nextn
+    drafting.speculativeDraftTokens = 1
+    drafting.speculativeCosts = DraftCosts(row: 0.02, draft: 0)
+    try await withEngine(drafting) { engine in
+      for (question, expected) in zip(asked, plain) {
+        let tokens = try await ask(question, engine)
+        #expect(tokens == expected)
+      }
+      let counts = engine.statistics().speculation
+      #expect(counts.draftTokens > 150, "\(counts)")
+      #expect(counts.acceptRate >= 0.6, "\(counts)")
+    }
+  }
+
+  @Test("On questions of one kind the busiest expert of every layer has more than twice the mean's tokens")
+  func loads() async throws {
+    var recording = configuration()
+    recording.expertRecorderMode = .stat
+    let asked = try questions("addition_thinking", 8)
+    #expect(!asked.isEmpty)
+    try await withEngine(recording) { engine in
+      let recorder = try #require(engine.expertLoads)
+      recorder.start()
+      for question in asked { _ = try await ask(question, engine) }
+      recorder.stop()
+      let counts = recorder.dump()["logical_count"]?.arrayValue ?? []
+      let loads = counts.map { ($0.arrayValue ?? []).compactMap(\.intValue) }.filter { $0.contains { $0 > 0 } }
+      #expect(loads.count == 5)
+      for load in loads {
+        #expect(load.count == 32)
+        #expect(load.max()! * load.count > 2 * load.reduce(0, +), "\(load)")
+      }
+    }
+  }
+}
