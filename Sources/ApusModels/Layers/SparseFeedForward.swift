@@ -200,7 +200,7 @@ public final class ExpertActivations: @unchecked Sendable {
     for row in 0..<count {
       for choice in row * shape.expertsPerToken..<(row + 1) * shape.expertsPerToken {
         let slot = map.slot(expert: chosen[choice], row: row)
-        // For now the slot.
+        // Its slot, which becomes a place in the loop below, once all are counted.
         places[choice] = slot
         counts[Int(slot)] += 1
       }
