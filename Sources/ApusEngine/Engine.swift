@@ -384,6 +384,19 @@ public final class Engine: GenerationService {
         .invalidRequest, "The prompt holds token \(token), but the vocabulary has \(model.vocabularySize) entries.",
         parameter: "prompt")
     }
+    if request.sampling.thinkingBudget != nil {
+      // The end of a chain of thought is forced in tokens: where none spell it the budget could not be kept.
+      let closing = request.sampling.thinkingMarks.closing
+      let ending = try tokenizer.encode(closing, addSpecialTokens: false)
+      // A tokenizer may put a space before a text, and leaves out what it cannot spell.
+      guard ending.allSatisfy({ $0 >= 0 && Int($0) < model.vocabularySize }),
+        ending.flatMap({ tokenizer.tokenBytes($0) }).suffix(closing.utf8.count).elementsEqual(closing.utf8)
+      else {
+        throw EngineError(
+          .unsupported, "The model has no tokens for \(closing), which ends its chain of thought.",
+          parameter: "thinking_budget")
+      }
+    }
     let output = request.sampling.maxNewTokens
     if tokens.count + (output ?? 1) > model.contextLength {
       throw EngineError(

@@ -5,11 +5,7 @@ package import ApusTokenization
 /// model's own again. A grammar may stand behind it, which sees every token.
 package final class ThinkingBudgetConstraint: TokenConstraint {
   private let inner: (any TokenConstraint)?
-  private let budget: Int
-  private let marks: ThinkingMarks
-  private let tokenizer: Tokenizer
-  private let vocabularySize: Int
-  private let takesForced: Bool
+  private let rules: ThinkingBudgetRules
 
   /// - Parameters:
   ///   - inner: what else limits the tokens.
@@ -20,17 +16,37 @@ package final class ThinkingBudgetConstraint: TokenConstraint {
     takesForced: Bool
   ) {
     self.inner = inner
+    rules = ThinkingBudgetRules(
+      budget: budget, marks: marks, tokenizer: tokenizer, vocabularySize: vocabularySize, takesForced: takesForced)
+  }
+
+  package func makeTokenMatcher() -> any TokenMatcher { ThinkingBudgetMatcher(inner?.makeTokenMatcher(), rules) }
+}
+
+/// What is the same for all outputs of a request.
+struct ThinkingBudgetRules: Sendable {
+  let budget: Int
+  let tokenizer: Tokenizer
+  let vocabularySize: Int
+  let takesForced: Bool
+  let opens: [[UInt8]]
+  let closes: [[UInt8]]
+  let closing: [UInt8]
+  let isOpen: Bool
+  let opensAnywhere: Bool
+  let longestMark: Int
+
+  init(budget: Int, marks: ThinkingMarks, tokenizer: Tokenizer, vocabularySize: Int, takesForced: Bool) {
     self.budget = budget
-    self.marks = marks
     self.tokenizer = tokenizer
     self.vocabularySize = vocabularySize
     self.takesForced = takesForced
-  }
-
-  package func makeTokenMatcher() -> any TokenMatcher {
-    ThinkingBudgetMatcher(
-      inner?.makeTokenMatcher(), budget: budget, marks: marks, tokenizer: tokenizer, vocabularySize: vocabularySize,
-      takesForced: takesForced)
+    opens = marks.opens.filter { !$0.isEmpty }.map { Array($0.utf8) }
+    closes = marks.closes.filter { !$0.isEmpty }.map { Array($0.utf8) }
+    closing = Array(marks.closing.utf8)
+    isOpen = marks.isOpen
+    opensAnywhere = marks.opensAnywhere
+    longestMark = (opens + closes).map(\.count).max() ?? 0
   }
 }
 
@@ -50,55 +66,28 @@ final class ThinkingBudgetMatcher: TokenMatcher {
   }
 
   private let inner: (any TokenMatcher)?
-  private let budget: Int
-  private let tokenizer: Tokenizer
-  private let vocabularySize: Int
-  private let takesForced: Bool
-  private let opens: [[UInt8]]
-  private let closes: [[UInt8]]
-  private let closing: [UInt8]
-  private let opensAnywhere: Bool
+  private let rules: ThinkingBudgetRules
 
   private var place: Place
   /// Tokens of the thought so far.
   private var used = 0
   /// The last bytes: as many as the longest mark has. At the start, all bytes but white space before them.
   private var tail: [UInt8] = []
-  private let longestMark: Int
   /// The tokens that end the thought, and how many of them came.
   private var ending: [TokenID] = []
   private var ended = 0
 
-  init(
-    _ inner: (any TokenMatcher)?, budget: Int, marks: ThinkingMarks, tokenizer: Tokenizer, vocabularySize: Int,
-    takesForced: Bool
-  ) {
+  init(_ inner: (any TokenMatcher)?, _ rules: ThinkingBudgetRules) {
     self.inner = inner
-    self.budget = budget
-    self.tokenizer = tokenizer
-    self.vocabularySize = vocabularySize
-    self.takesForced = takesForced
-    opens = marks.opens.filter { !$0.isEmpty }.map { Array($0.utf8) }
-    closes = marks.closes.filter { !$0.isEmpty }.map { Array($0.utf8) }
-    closing = Array(marks.closing.utf8)
-    opensAnywhere = marks.opensAnywhere
-    longestMark = (opens + closes).map(\.count).max() ?? 0
-    place = marks.isOpen ? .thinking : opens.isEmpty ? .answer : .start
+    self.rules = rules
+    place = rules.isOpen ? .thinking : rules.opens.isEmpty ? .answer : .start
     closeIfUsedUp()
   }
 
   /// A matcher in the same place over a copy of the inner one.
   private init(_ other: ThinkingBudgetMatcher, _ inner: (any TokenMatcher)?) {
     self.inner = inner
-    budget = other.budget
-    tokenizer = other.tokenizer
-    vocabularySize = other.vocabularySize
-    takesForced = other.takesForced
-    opens = other.opens
-    closes = other.closes
-    closing = other.closing
-    opensAnywhere = other.opensAnywhere
-    longestMark = other.longestMark
+    rules = other.rules
     place = other.place
     used = other.used
     tail = other.tail
@@ -112,7 +101,7 @@ final class ThinkingBudgetMatcher: TokenMatcher {
     return ThinkingBudgetMatcher(self, copy)
   }
 
-  var maskWordCount: Int { (vocabularySize + 31) / 32 }
+  var maskWordCount: Int { (rules.vocabularySize + 31) / 32 }
   var isTerminated: Bool { inner?.isTerminated ?? false }
   var failure: EngineError? { inner?.failure }
   var allowsEverything: Bool { place != .closing && (inner?.allowsEverything ?? true) }
@@ -138,7 +127,7 @@ final class ThinkingBudgetMatcher: TokenMatcher {
   }
 
   func takeForcedTokens() -> [TokenID] {
-    guard takesForced else { return [] }
+    guard rules.takesForced else { return [] }
     var forced: [TokenID] = []
     while true {
       if place == .closing {
@@ -175,7 +164,7 @@ final class ThinkingBudgetMatcher: TokenMatcher {
       return
     }
     let isWithin = place == .thinking
-    for byte in tokenizer.tokenBytes(token) { follow(byte) }
+    for byte in rules.tokenizer.tokenBytes(token) { follow(byte) }
     if isWithin, place == .thinking { used += 1 }
     closeIfUsedUp()
   }
@@ -185,25 +174,25 @@ final class ThinkingBudgetMatcher: TokenMatcher {
     case .start:
       if tail.isEmpty, byte == 0x20 || (0x09...0x0D).contains(byte) { return }
       tail.append(byte)
-      if opens.contains(tail) {
+      if rules.opens.contains(tail) {
         place = .thinking
         tail = []
-      } else if !opens.contains(where: { $0.starts(with: tail) }) {
+      } else if !rules.opens.contains(where: { $0.starts(with: tail) }) {
         place = .answer
         keepTail()
       }
     case .thinking:
       tail.append(byte)
-      if closes.contains(where: { tail.ends(with: $0) }) {
+      if rules.closes.contains(where: { tail.ends(with: $0) }) {
         place = .answer
         tail = []
       } else {
         keepTail()
       }
     case .answer:
-      guard opensAnywhere else { return }
+      guard rules.opensAnywhere else { return }
       tail.append(byte)
-      if opens.contains(where: { tail.ends(with: $0) }) {
+      if rules.opens.contains(where: { tail.ends(with: $0) }) {
         place = .thinking
         tail = []
       } else {
@@ -214,23 +203,23 @@ final class ThinkingBudgetMatcher: TokenMatcher {
   }
 
   private func keepTail() {
-    if tail.count > longestMark { tail.removeFirst(tail.count - longestMark) }
+    if tail.count > rules.longestMark { tail.removeFirst(tail.count - rules.longestMark) }
   }
 
   /// Begins to force the end where the tokens are used up. Not within a character.
   private func closeIfUsedUp() {
-    guard place == .thinking, used >= budget, !closing.isEmpty, endsWithWholeCharacter else { return }
+    guard place == .thinking, used >= rules.budget, !rules.closing.isEmpty, endsWithWholeCharacter else { return }
     // Of a mark that is half there the rest is written; otherwise the mark gets a line of its own, as templates write it.
-    var text = closing
-    var length = min(closing.count - 1, tail.count)
-    while length > 0 && !tail.suffix(length).elementsEqual(closing.prefix(length)) { length -= 1 }
+    var text = rules.closing
+    var length = min(rules.closing.count - 1, tail.count)
+    while length > 0 && !tail.suffix(length).elementsEqual(rules.closing.prefix(length)) { length -= 1 }
     if length > 0 {
       text.removeFirst(length)
     } else if let last = tail.last, last != 0x0A {
       text.insert(0x0A, at: 0)
     }
-    guard let tokens = try? tokenizer.encode(bytes: text, addSpecialTokens: false), !tokens.isEmpty,
-      tokens.allSatisfy({ $0 >= 0 && Int($0) < vocabularySize })
+    guard let tokens = try? rules.tokenizer.encode(bytes: text, addSpecialTokens: false), !tokens.isEmpty,
+      tokens.allSatisfy({ $0 >= 0 && Int($0) < rules.vocabularySize })
     else { return }
     ending = tokens
     ended = 0

@@ -208,4 +208,26 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
       }
     }
   }
+
+  @Test("A budget is refused where the tokenizer cannot spell the end of a thought")
+  func unspeakableEnd() async throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("apus-budget-\(UUID().uuidString)")
+    try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(at: folder) }
+    // 80 bytes are tokens; lower-case letters lie beyond them.
+    let config = """
+      {"architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+       "num_attention_heads": 2, "vocab_size": 80, "max_position_embeddings": 64, "eos_token_id": 3}
+      """
+    try Data(config.utf8).write(to: folder.appendingPathComponent("config.json"))
+    var configuration = EngineConfiguration(modelPath: folder.path)
+    configuration.loadFormat = .dummy
+    try await withEngine(configuration) { engine in
+      var request = Request(prompt: .tokens([1, 2]), sampling: .greedy)
+      request.sampling.maxNewTokens = 4
+      _ = try await engine.generate(request).result()
+      request.sampling.thinkingBudget = 2
+      #expect(throws: EngineError.self) { _ = try engine.generate(request) }
+    }
+  }
 }
