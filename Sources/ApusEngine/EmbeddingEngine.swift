@@ -101,8 +101,10 @@ public final class EmbeddingEngine: GenerationService, EmbeddingService {
           contextLength: options.contextLength, maxTokensPerPass: max(configuration.tokenBudget, 512),
           progress: report))
     } else {
-      // One sequence at a time needs pages for one sequence.
-      options.maxRunningRequests = 1
+      // Sequences that share a pass; a text has a few tokens at least, so more would seldom fit.
+      options.maxRunningRequests = 32
+      // Nothing is kept, and a sequence longer than a pass is computed alone.
+      options.kvSequences = 2
       let isGGUF = try GGUFFiles.find(options.path) != nil
       let loaded: LoadedModel
       if isGGUF || options.loadFormat != .safetensors {
@@ -443,9 +445,7 @@ private struct DecoderNetwork: SequenceNetwork {
   var tokensPerPass: Int { loaded.description.maxTokensPerStep }
 
   func run(_ inputs: [EmbeddingInput]) -> [[Float]] {
-    inputs.map { input in
-      let vector = loaded.steps.embedding(input.tokens, pooling: information.pooling)
-      return information.isNormalized ? normalizedEmbedding(vector) : vector
-    }
+    let vectors = loaded.steps.embeddings(inputs.map(\.tokens), pooling: information.pooling)
+    return information.isNormalized ? vectors.map(normalizedEmbedding) : vectors
   }
 }

@@ -38,6 +38,9 @@ public struct ModelOptions: Sendable {
   public var maxRunningRequests = 256
   /// The share of the memory still free after loading that the K/V cache may take.
   public var memoryFraction = 0.8
+  /// The most sequences of the full length that the K/V cache is made for; `nil` is twice `maxRunningRequests`, half for
+  /// running requests and half to keep the prefixes of finished ones.
+  public var kvSequences: Int?
   /// Bytes of the K/V cache; `nil` derives them from `memoryFraction`.
   public var kvCacheBytes: Int?
   /// Tokens that the K/V cache holds; `nil` derives them from the bytes. Rounded up to whole pages.
@@ -182,6 +185,7 @@ public enum ModelLoader {
       "must be float32, float16, bfloat16, int8 or float8")
     try require(options.maxTokensPerStep >= 1, "max_tokens_per_step", "must be at least 1")
     try require(options.maxRunningRequests >= 1, "max_running_requests", "must be at least 1")
+    try require(options.kvSequences ?? 1 >= 1, "kv_sequences", "must be at least 1")
     try require(
       options.memoryFraction > 0 && options.memoryFraction <= 1, "memory_fraction", "must be in (0, 1]")
 
@@ -272,7 +276,7 @@ public enum ModelLoader {
     }
   }
 
-  /// Pages of the K/V cache: what the budget allows, and at most twice what all running requests can fill.
+  /// Pages of the K/V cache: what the budget allows, and at most what `kvSequences` can fill.
   private static func pageCount(
     options: ModelOptions, bytesPerPage: Int, contextLength: Int, activationBytes: Int
   ) throws(EngineError) -> Int {
@@ -289,7 +293,7 @@ public enum ModelLoader {
     }
     let pagesPerRequest = (contextLength + kvPageSize - 1) / kvPageSize
     // Half for running requests at their longest, half to keep the prefixes of finished ones.
-    let useful = pagesPerRequest.multipliedReportingOverflow(by: 2 * options.maxRunningRequests)
+    let useful = pagesPerRequest.multipliedReportingOverflow(by: options.kvSequences ?? 2 * options.maxRunningRequests)
     let limit = useful.overflow ? Int(Int32.max) : useful.partialValue
     // A slot number (page * page size + offset) must fit 32 bits.
     let count = min(budget / bytesPerPage, limit, Int(Int32.max) / kvPageSize)

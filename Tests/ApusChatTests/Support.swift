@@ -35,6 +35,9 @@ enum SharedData {
     String(decoding: try Data(contentsOf: URL(fileURLWithPath: root + path)), as: UTF8.self)
   }
 
+  /// A folder with more templates, named by `APUS_CHAT_TEMPLATES`: those of llama.cpp's `models/templates`.
+  static let moreTemplates = ProcessInfo.processInfo.environment["APUS_CHAT_TEMPLATES"]
+
   /// A template in a file of its own, or in a tokenizer's configuration.
   static func template(_ path: String) throws -> String {
     let text = try text(path)
@@ -133,6 +136,9 @@ func events(_ parser: ChatOutputParser, _ bytes: [UInt8], cuts: [Int], finishes:
 }
 
 /// Checks that every way of cutting an answer, and every answer cut short, gives events that do not depend on the pieces.
+///
+/// Two pieces and single bytes are tried in all places, and so is the answer's end. Three pieces are tried in all places for
+/// answers of up to 64 bytes and in 300 drawn ones for longer ones; `APUS_ALL_SPLITS=1` tries them all, which takes minutes.
 func checkSplits(_ parser: ChatOutputParser, _ text: String, _ generator: inout SeededGenerator) {
   let bytes = Array(text.utf8)
   let whole = events(parser, bytes, cuts: [])
@@ -142,30 +148,37 @@ func checkSplits(_ parser: ChatOutputParser, _ text: String, _ generator: inout 
   }
   check(Array(0..<bytes.count))
   for cut in 0...bytes.count { check([cut]) }
-  if bytes.count <= 64 {
+  if bytes.count <= 64 || triesAllSplits {
     for first in 0...bytes.count { for second in first...bytes.count { check([first, second]) } }
   } else {
-    for _ in 0..<400 {
+    for _ in 0..<300 {
       let first = Int.random(in: 0...bytes.count, using: &generator)
       check([first, Int.random(in: first...bytes.count, using: &generator)])
     }
   }
   // What was given out is never taken back: the events of a beginning are a beginning of the events.
-  for length in stride(from: 0, to: bytes.count, by: max(1, bytes.count / 150)) {
+  var growing = parser
+  var given: [ChatEvent] = []
+  for length in 0..<bytes.count {
+    // The parser that has had the beginning byte by byte, and one that gets it in two pieces.
+    var byByte = growing
+    let broken = ChatEvent.merged(given + byByte.finish())
     let beginning = Array(bytes[..<length])
     let cut = Int.random(in: 0...length, using: &generator)
-    let short = events(parser, beginning, cuts: [])
     let inPieces = events(parser, beginning, cuts: [cut])
-    let byByte = events(parser, beginning, cuts: Array(0..<length))
-    if inPieces != short || byByte != short {
+    let short = cut == length ? inPieces : events(parser, beginning, cuts: [])
+    if inPieces != short || broken != short {
       Issue.record("\(text.debugDescription) broken off at \(length) and cut at \(cut): \(inPieces), whole: \(short)")
     }
-    let soFar = events(parser, beginning, cuts: [], finishes: false)
-    if !isBeginning(soFar, of: whole) {
-      Issue.record("\(text.debugDescription) at \(length) gave out \(soFar), but in the end \(whole)")
+    if !isBeginning(given, of: whole) {
+      Issue.record("\(text.debugDescription) at \(length) gave out \(given), but in the end \(whole)")
     }
+    given = ChatEvent.merged(given + growing.feed(CollectionOfOne(bytes[length])))
   }
 }
+
+/// Whether answers are cut into three pieces in all places.
+private let triesAllSplits = ProcessInfo.processInfo.environment["APUS_ALL_SPLITS"] == "1"
 
 private func isBeginning(_ events: [ChatEvent], of whole: [ChatEvent]) -> Bool {
   guard events.count <= whole.count else { return false }

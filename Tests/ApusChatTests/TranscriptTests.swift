@@ -286,6 +286,19 @@ private let reasoningTranscripts: [Transcript] = [
   Transcript(nil, reasoning: "deepseek-r1", "<think>\nHm.</think>Yes.", [.reasoning("Hm."), .content("Yes.")]),
   Transcript(nil, reasoning: "deepseek-r1", begins: false, "Yes.", [.content("Yes.")]),
   Transcript(nil, reasoning: "deepseek-r1", "Never ends", [.reasoning("Never ends")]),
+  Transcript(
+    "step3", reasoning: "step3",
+    "Hm < 1.\n</think>\n\n<｜tool_calls_begin｜>\n<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"ping\">"
+      + "</steptml:invoke><｜tool_call_end｜>\n<｜tool_calls_end｜>", [.reasoning("Hm < 1."), .call("ping", [:])]),
+  Transcript("step3", reasoning: "step3", begins: false, "Yes.", [.content("Yes.")]),
+  Transcript(
+    "deepseekv31", reasoning: "deepseek-v3", begins: true, "Hm.</think>Yes <b>.",
+    [.reasoning("Hm."), .content("Yes <b>.")]
+  ),
+  Transcript(
+    "deepseekv31", reasoning: "deepseek-v3",
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>ping<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>", [.call("ping", [:])]
+  ),
   Transcript(nil, reasoning: "kimi", "◁think▷é◁x◁/think▷ok", [.reasoning("é◁x"), .content("ok")]),
   Transcript(nil, reasoning: "mistral", "[THINK]a[b][/THINK]c[THINK]", [.reasoning("a[b]"), .content("c[THINK]")]),
   Transcript(
@@ -380,6 +393,12 @@ struct TranscriptTests {
   static let all =
     jsonTranscripts + markupTranscripts + pythonicTranscripts + harmonyTranscripts + reasoningTranscripts
     + oddTranscripts
+
+  @Test("Every format has transcripts")
+  func coverage() {
+    #expect(Set(Self.all.compactMap(\.calls)) == Set(ToolCallFormat.all.map(\.name)))
+    #expect(Set(Self.all.compactMap(\.reasoning)) == Set(ReasoningFormat.all.map(\.name)))
+  }
 
   @Test("Every transcript means what it should", arguments: all)
   func meaning(_ transcript: Transcript) throws {

@@ -90,19 +90,14 @@ struct EncoderTests {
 
   @Test func pooledDecoderEqualsTransformers() throws {
     let golden = try Paths.json("\(Self.directory)/decoder-qwen3.json")
-    let configuration = try ModelConfiguration(json: golden["config"]!)
     // As sentence-transformers stores it: the bare class, no prefix, no output layer.
-    var fields = golden["config"]!.objectValue!
-    fields["architectures"] = ["Qwen3Model"]
-    let config = JSONValue.object(fields)
+    let decoder = try Self.decoder(golden)
     for backend in testBackends {
       var options = ModelOptions(path: "")
       options.maxTokensPerStep = 32
-      options.maxRunningRequests = 1
+      options.maxRunningRequests = 3
+      options.kvSequences = 2
       options.kvCacheBytes = 4 << 20
-      let decoder = try BareDecoder(
-        json: config, checkpoint: NamedWeights(golden, configuration.initializerRange, drawnUnder: "model.")
-      ) { _ in fatalError("Nothing is quantised.") }
       #expect(decoder.configuration.tiedEmbeddings && decoder.configuration.architecture == "Qwen3ForCausalLM")
       let model = try ModelLoader.load(
         decoder.configuration, store: decoder.store, options: options, backend: backend)
@@ -110,7 +105,7 @@ struct EncoderTests {
         let tokens = expected["tokens"]!.tokenIDs
         for pooling in [EmbeddingInformation.Pooling.last, .mean] {
           let wanted = expected[pooling.rawValue]!.floats
-          let vector = model.steps.embedding(tokens, pooling: pooling)
+          let vector = model.steps.embeddings([tokens], pooling: pooling)[0]
           let largest = wanted.reduce(1) { max($0, abs($1)) }
           let difference = Self.difference(vector, wanted)
           #expect(
@@ -118,12 +113,90 @@ struct EncoderTests {
           // Law 1: chunks change no bit.
           if backend is CPUBackend {
             for chunk in [1, 7, 32] {
-              #expect(model.steps.embedding(tokens, pooling: pooling, chunk: chunk) == vector, "chunk \(chunk)")
+              #expect(model.steps.embeddings([tokens], pooling: pooling, chunk: chunk) == [vector], "chunk \(chunk)")
             }
           }
         }
       }
     }
+  }
+
+  /// The golden file's decoder, as sentence-transformers stores it.
+  private static func decoder(_ golden: JSONValue) throws -> BareDecoder {
+    let configuration = try ModelConfiguration(json: golden["config"]!)
+    var fields = golden["config"]!.objectValue!
+    fields["architectures"] = ["Qwen3Model"]
+    return try BareDecoder(
+      json: .object(fields),
+      checkpoint: NamedWeights(golden, configuration.initializerRange, drawnUnder: "model.")
+    ) { _ in fatalError("Nothing is quantised.") }
+  }
+
+  /// The bits of vectors.
+  private static func bits(_ vectors: [[Float]]) -> [[UInt32]] { vectors.map { $0.map(\.bitPattern) } }
+
+  @Test func aDecodersVectorDoesNotDependOnItsCompany() throws {
+    let golden = try Paths.json("\(Self.directory)/decoder-qwen3.json")
+    let decoder = try Self.decoder(golden)
+    let seed = UInt64.random(in: 0..<1_000_000)
+    print("Seed of aDecodersVectorDoesNotDependOnItsCompany: \(seed)")
+    var generator = SeededGenerator(seed: seed)
+    let vocabulary = TokenID(decoder.configuration.vocabularySize)
+    // Short passes, full ones, and sequences longer than a pass are all met; the longest has 45 tokens.
+    var sequences = (0..<24).map { _ in
+      (0..<Int.random(in: 1...9, using: &generator)).map { _ in TokenID.random(in: 0..<vocabulary, using: &generator) }
+    }
+    for count in [16, 17, 31, 32, 33, 45] {
+      sequences.append((0..<count).map { _ in TokenID.random(in: 0..<vocabulary, using: &generator) })
+    }
+    sequences += [sequences[0], sequences[0], sequences.last!]
+    func load(_ backend: any Backend, requests: Int, kvTokens: Int?) throws -> LoadedModel {
+      var options = ModelOptions(path: "")
+      options.maxTokensPerStep = 32
+      options.maxRunningRequests = requests
+      options.kvSequences = 2
+      options.kvCacheTokens = kvTokens
+      options.kvCacheBytes = kvTokens == nil ? 4 << 20 : nil
+      return try ModelLoader.load(decoder.configuration, store: decoder.store, options: options, backend: backend)
+    }
+    for backend in testBackends where backend is CPUBackend {
+      // One at a time, as a row of its own: what all others must equal bit for bit.
+      let model = try load(backend, requests: 1, kvTokens: nil)
+      for pooling in [EmbeddingInformation.Pooling.last, .mean, .cls] {
+        let alone = Self.bits(sequences.map { model.steps.embeddings([$0], pooling: pooling)[0] })
+        // A pool of three pages holds the longest sequence and no more, so that pages, not tokens, end a pass.
+        for (requests, kvTokens) in [(32, nil), (3, nil), (32, 48)] as [(Int, Int?)] {
+          let model = try load(backend, requests: requests, kvTokens: kvTokens)
+          if let kvTokens { #expect(model.description.kvCapacityTokens == kvTokens) }
+          for chunk in [nil, 11, 1] {
+            let order = sequences.indices.shuffled(using: &generator)
+            let together = Self.bits(
+              model.steps.embeddings(order.map { sequences[$0] }, pooling: pooling, chunk: chunk))
+            #expect(
+              together == order.map { alone[$0] },
+              "\(backend.name), seed \(seed), \(pooling), \(requests) requests, chunks of \(chunk ?? 32)")
+          }
+        }
+      }
+    }
+  }
+
+  @Test func batchesOfADecoderTakeNoMoreMemoryThanTwoSequences() throws {
+    let golden = try Paths.json("\(Self.directory)/decoder-qwen3.json")
+    let decoder = try Self.decoder(golden)
+    var options = ModelOptions(path: "")
+    options.maxTokensPerStep = 64
+    options.maxRunningRequests = 32
+    options.contextLength = 40
+    options.kvSequences = 2
+    let model = try ModelLoader.load(
+      decoder.configuration, store: decoder.store, options: options, backend: CPUBackend(threads: 1))
+    // Three pages of 16 tokens hold 40.
+    #expect(model.description.kvPageCount == 6)
+    options.kvSequences = nil
+    let serving = try ModelLoader.load(
+      decoder.configuration, store: decoder.store, options: options, backend: CPUBackend(threads: 1))
+    #expect(serving.description.kvPageCount == 6 * 32)
   }
 
   @Test func configurationsAreChecked() throws {

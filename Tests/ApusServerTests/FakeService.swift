@@ -28,6 +28,9 @@ final class FakeService: GenerationService {
     var isEndless = false
     /// The answer, one token each.
     var words = FakeService.words
+    /// Whether each request but the first waits before its first token for `releaseNext()`, so that the order of what
+    /// several of them answer is known.
+    var isOneByOne = false
     /// What the chat template writes at a prompt's end.
     var promptEnd = "<assistant>"
   }
@@ -36,6 +39,8 @@ final class FakeService: GenerationService {
     var behaviour: Behaviour
     var sources: [RequestID: FakeSource] = [:]
     var requests: [Request] = []
+    /// The requests that wait for `releaseNext()`.
+    var queue: [FakeSource] = []
     var messages: [JSONValue] = []
     var aborted: [RequestID] = []
     var statistics = ServiceStatistics()
@@ -79,6 +84,12 @@ final class FakeService: GenerationService {
     for source in sources { source.release() }
   }
 
+  /// Lets the next of the requests that come one by one go on.
+  func releaseNext() {
+    let source = state.withLock { $0.queue.isEmpty ? nil : $0.queue.removeFirst() }
+    source?.release()
+  }
+
   /// Waits until so many requests have been aborted while in flight.
   func waitForAborts(_ count: Int) async {
     await withCheckedContinuation { continuation in
@@ -114,7 +125,10 @@ final class FakeService: GenerationService {
         state.statistics.rejectedRequests += 1
         return .failure(EngineError(.queueFull, "The queue is full."))
       }
-      let source = FakeSource(service: self, request: request, prompt: tokens, limit: limit, behaviour: state.behaviour)
+      var behaviour = state.behaviour
+      if behaviour.isOneByOne, !state.requests.isEmpty { behaviour.holdAfter = 0 }
+      let source = FakeSource(service: self, request: request, prompt: tokens, limit: limit, behaviour: behaviour)
+      if behaviour.isOneByOne, !state.requests.isEmpty { state.queue.append(source) }
       state.sources[request.id] = source
       state.requests.append(request)
       state.statistics.promptTokens += tokens.count

@@ -35,7 +35,7 @@ struct MarkupCallSyntax: Sendable {
     parameterClose: "</arg_value>", callClose: "</tool_call>")
   static let miniMax = MarkupCallSyntax(
     head: .attributes, callOpen: "<invoke ", parameterOpen: "<parameter ", parameterClose: "</parameter>",
-    callClose: "</invoke>", sectionClose: "</minimax:tool_call>", trimsNewlines: true)
+    callClose: "</invoke>", sectionClose: "</minimax:tool_call>")
   static let step = MarkupCallSyntax(
     head: .attributes, callOpen: "<steptml:invoke ", parameterOpen: "<steptml:parameter ",
     parameterClose: "</steptml:parameter>", callClose: "</steptml:invoke>", sectionClose: "<｜tool_calls_end｜>",
