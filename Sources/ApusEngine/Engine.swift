@@ -122,6 +122,7 @@ public final class Engine: GenerationService {
     settings.draftTokens = min(configuration.speculativeDraftTokens, max(0, configuration.tokenBudget - 1))
     if settings.draftTokens > 0 {
       settings.draftCosts = configuration.speculativeCosts ?? loaded.steps.measureDraftCosts()
+      settings.measuresDrafting = configuration.speculativeCosts == nil
     }
     let scheduler = try Scheduler(settings)
     var now = timespec()
@@ -182,6 +183,9 @@ public final class Engine: GenerationService {
         case .ngram: .ngram(capacity: configuration.speculativeNgramCapacity)
         case .nextn: .prediction
         case .standalone: .model(path: configuration.speculativeDraftModelPath ?? "")
+        case .eagle, .eagle3:
+          .eagle(
+            path: configuration.speculativeDraftModelPath ?? "", isThird: configuration.speculativeAlgorithm == .eagle3)
         }
     }
     return options

@@ -51,6 +51,10 @@ public struct EngineConfiguration: Sendable {
     case nextn
     /// A small model with the same tokenizer.
     case standalone
+    /// An EAGLE head made for the model: one layer over its hidden states.
+    case eagle
+    /// An EAGLE head that must be one of EAGLE-3.
+    case eagle3
   }
 
   /// How much is kept of what experts tokens are sent to.
@@ -107,11 +111,13 @@ public struct EngineConfiguration: Sendable {
   public var speculativeDraftTokens = 0
   /// Who drafts them.
   public var speculativeAlgorithm = SpeculativeAlgorithm.ngram
-  /// The checkpoint of the draft model, for `.standalone`. It must have the model's tokenizer.
+  /// The checkpoint of the draft model for `.standalone`, which must have the model's tokenizer, or of the head for `.eagle`
+  /// and `.eagle3`.
   public var speculativeDraftModelPath: String?
   /// Tokens of past outputs that `.ngram` looks into beside the request's own, at most.
   public var speculativeNgramCapacity = 1 << 17
-  /// What drafts cost; `nil` measures it at the start.
+  /// What drafts cost; `nil` measures it at the start and goes on measuring, so that tokens are drafted only where that is
+  /// faster.
   public var speculativeCosts: DraftCosts?
   /// Whether text that a grammar forces is taken without a forward pass for each of its tokens (jump-forward).
   public var enablesJumpForward = true
@@ -142,8 +148,10 @@ public struct EngineConfiguration: Sendable {
     if speculativeNgramCapacity < 0 || speculativeNgramCapacity > 1 << 28 {
       throw refuse("The n-gram capacity must be in 0...\(1 << 28) tokens, got \(speculativeNgramCapacity).")
     }
-    if speculativeDraftTokens > 0, (speculativeAlgorithm == .standalone) != (speculativeDraftModelPath != nil) {
-      throw refuse("A draft model belongs to the speculative algorithm standalone, and that needs one.")
+    let needsModel = [.standalone, .eagle, .eagle3].contains(speculativeAlgorithm)
+    if speculativeDraftTokens > 0, needsModel != (speculativeDraftModelPath != nil) {
+      throw refuse(
+        "A draft model belongs to the speculative algorithms standalone, eagle and eagle3, and they need one.")
     }
     if expertRecorderBufferSize < 1 || expertRecorderBufferSize > 1 << 20 {
       throw refuse("The expert recorder must keep 1...1048576 passes, got \(expertRecorderBufferSize).")

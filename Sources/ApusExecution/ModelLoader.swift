@@ -60,6 +60,8 @@ public struct ModelOptions: Sendable {
     case prediction
     /// A small model at this path, in the same formats as the model.
     case model(path: String)
+    /// An EAGLE head at this path. `isThird` refuses those of EAGLE-1 and EAGLE-2.
+    case eagle(path: String, isThird: Bool)
   }
 
   /// Options for a directory; all else has defaults.
@@ -207,7 +209,7 @@ public enum ModelLoader {
     let network = try draftNetwork(for: model, store: store, options: options, backend: backend)
     let bytesPerPage =
       KVPool.bytesPerPage(layerCount: configuration.layerCount, layout: model.kvLayout, dtype: kvDType)
-      + (network?.bytesPerPage(hiddenSize: configuration.hiddenSize, dtype: kvDType) ?? 0)
+      + (network?.bytesPerPage(dtype: kvDType) ?? 0)
     var activations = StepRunner.activationBytes(
       configuration, shape: model.activationShape, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests)
@@ -225,6 +227,11 @@ public enum ModelLoader {
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests, maskThreads: options.maskThreads)
     if let network {
+      if !network.capturedLayers.isEmpty {
+        steps.state.capture = try HiddenCapture(
+          layers: network.capturedLayers, hiddenSize: configuration.hiddenSize, rows: options.maxTokensPerStep,
+          backend: backend)
+      }
       steps.drafter = try ModelDrafter(
         network, target: model, pageCount: pageCount, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,
         maxRunningRequests: options.maxRunningRequests, backend: backend)
@@ -273,7 +280,35 @@ public enum ModelLoader {
         try LanguageModel(
           source.configuration, store: source.store, backend: backend,
           options: WeightOptions(dtype: options.dtype, quantization: options.quantization), contextLength: context))
+    case .eagle(let path, let isThird):
+      let head = try eagleHead(for: target, path: path, options: options, backend: backend)
+      if isThird && head.form != .fused {
+        throw EngineError(
+          .invalidRequest,
+          "The head at \(path) is one of EAGLE-1 or EAGLE-2: it has no hidden_norm. Use it with the speculative algorithm "
+            + "eagle.", parameter: "speculative_algorithm")
+      }
+      return .prediction(head)
     }
+  }
+
+  /// Loads an EAGLE head from its directory.
+  private static func eagleHead(
+    for target: LanguageModel, path: String, options: ModelOptions, backend: any Backend
+  ) throws(EngineError) -> EagleModel {
+    let file = path + "/config.json"
+    let json = try ModelConfiguration.json(directory: path)
+    let store: any WeightStore
+    switch options.loadFormat {
+    case .safetensors: store = try SafetensorsCheckpoint(directory: path)
+    case .dummy(let seed):
+      let range = Float(json["initializer_range"]?.doubleValue ?? 0.02)
+      store = DummyWeights(
+        seed: seed, initializerRange: range, dtype: options.dtype ?? target.dtype, filler: backend as? CPUBackend)
+    }
+    return try EagleModel(
+      EagleConfiguration(json: json, path: file, hasHiddenNorm: EagleModel.hasHiddenNorm(store)), target: target,
+      store: store, options: WeightOptions(dtype: options.dtype, quantization: options.quantization))
   }
 
   /// Pages of the K/V cache: what the budget allows, and at most what `kvSequences` can fill.

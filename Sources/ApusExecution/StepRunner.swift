@@ -54,6 +54,8 @@ public final class StepRunner: @unchecked Sendable {
   private var isVerifying = false
   let masks: MaskFiller
   private var asksForMasks = false
+  /// When the last step ended.
+  private var lastEnd = 0.0
 
   /// One row of logits and what it is for.
   private struct LogitRow {
@@ -149,7 +151,11 @@ public final class StepRunner: @unchecked Sendable {
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
       insertExtras(into: &result)
-      if drafter != nil { draft(batch, into: &result) }
+      if drafter != nil {
+        let begin = monotonicSeconds()
+        draft(batch, into: &result)
+        result.draftSeconds = monotonicSeconds() - begin
+      }
       // What the tokens just drawn leave open is known now: the masks are filled beside the next pass. Not before all
       // draws are taken down, since requests of one grammar wait for one another.
       for request in batch.requests {
@@ -158,7 +164,10 @@ public final class StepRunner: @unchecked Sendable {
       startMasks()
       if result.failures.count > 1 { result.failures.sort { $0.request < $1.request } }
     }
-    result.forwardSeconds = monotonicSeconds() - begin
+    let end = monotonicSeconds()
+    result.forwardSeconds = end - begin
+    result.stepSeconds = lastEnd > 0 ? end - lastEnd : 0
+    lastEnd = end
   }
 
   // MARK: Masks

@@ -11,10 +11,8 @@ import Glibc
 ///
 /// The hidden state at p is the target's after its final norm, or, where that position is a draft itself, h of the position
 /// before. The layer has K/V of its own, at position p.
-public final class PredictionModel: Sendable {
-  /// Widths of activations.
+public final class PredictionModel: PredictionHead {
   public let activationShape: ActivationShape
-  /// What the layer remembers of a token.
   public let kvLayout: KVLayout
   /// Bytes of the layer's packed weights.
   public let weightBytes: Int
@@ -27,6 +25,11 @@ public final class PredictionModel: Sendable {
   private let executor: OperationExecutor
   private let finalNorm: Tensor
   private let output: any LinearWeight
+
+  public var hiddenSize: Int { target.configuration.hiddenSize }
+  public var vocabularySize: Int { target.configuration.vocabularySize }
+  public var tokenOfColumn: [TokenID]? { nil }
+  public var capturedLayers: [Int] { [] }
 
   /// Where a target's first prediction layer lies in a checkpoint.
   static func prefix(_ configuration: ModelConfiguration) -> String { "model.layers.\(configuration.layerCount)." }
@@ -76,17 +79,19 @@ public final class PredictionModel: Sendable {
     weightBytes = loader.packedBytes
   }
 
-  /// The layers that a state must have for the layer to find its own, whose number follows the target's last.
+  /// The layer's number follows the target's last.
   public func kvLayers(_ own: any KVLayer) -> [any KVLayer] {
     Array(repeating: own, count: target.configuration.layerCount + 1)
   }
 
-  /// Runs the layer over a pass that has begun.
-  ///
-  /// - Parameters:
-  ///   - state: begun with the tokens at p + 1 and the positions p.
-  ///   - hidden: float32 [rows, hidden], the hidden states at p.
-  ///   - joined: float32 [rows, 2 * hidden], scratch.
+  public func prepare(positions count: Int) { target.prepare(positions: count) }
+
+  public func hidden(
+    of state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: HiddenScratch
+  ) -> Tensor {
+    target.lastHidden(state, rows: rows, count: count, scratch: scratch.rows)
+  }
+
   public func run(_ state: ForwardState, hidden: Tensor, joined: Tensor) {
     let (backend, width) = (target.backend, target.configuration.hiddenSize)
     let (rows, epsilon) = (state.batch.rowCount, target.configuration.normEpsilon)
@@ -99,9 +104,6 @@ public final class PredictionModel: Sendable {
     executor.run(state)
   }
 
-  /// Computes logits of some rows of a finished pass.
-  /// - Returns: the hidden states that the logits are made of, float32 [count, hidden], in the scratch memory.
-  @discardableResult
   public func logits(
     _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: LogitScratch, out: Tensor
   ) -> Tensor {

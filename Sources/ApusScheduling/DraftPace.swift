@@ -28,6 +28,31 @@ public struct DraftCosts: Sendable, Equatable {
   }
 }
 
+extension DraftCosts {
+  /// Brings the costs nearer to what a step showed.
+  ///
+  /// - Parameters:
+  ///   - seconds: that the model ran, drafting apart, and `draftSeconds` for drafting.
+  ///   - plainSeconds: of such a step without drafts, for as many requests.
+  ///   - verified: draft tokens in the step; `drafted`: those that it proposed.
+  mutating func correct(
+    seconds: Double, draftSeconds: Double, plainSeconds: Double, requests: Int, verified: Int, drafted: Int
+  ) {
+    let weight = 0.1
+    let unit = plainSeconds / (1 + row * Double(requests - 1))
+    guard unit > 0, seconds.isFinite, draftSeconds.isFinite else { return }
+    if verified > 0 {
+      let seen = min(max((seconds - plainSeconds) / Double(verified) / unit, 0.005), 2)
+      row += weight * (seen - row)
+    }
+    if drafted > 0 {
+      // The first drafts of a text have its prompt to make up for.
+      let seen = min(draftSeconds / Double(drafted) / unit, 4 * draft + 0.05)
+      draft += weight * (seen - draft)
+    }
+  }
+}
+
 /// Decides how many tokens are drafted for a request, from how its drafts fared and how many requests share the step.
 package struct DraftPace {
   /// The estimated chance that a draft token is accepted whose predecessors were.

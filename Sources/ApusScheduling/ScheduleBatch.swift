@@ -136,8 +136,12 @@ public struct StepResult: Sendable {
   public var promptLogprobs: [(request: Int, position: Int, values: PositionLogprobs)] = []
   /// Requests whose computation failed alone (for example logits that are not numbers): (index in `requests`, reason).
   public var failures: [(request: Int, reason: String)] = []
-  /// Seconds that the model ran.
+  /// Seconds that the model ran, and how many of them went into drafting.
   public var forwardSeconds = 0.0
+  public var draftSeconds = 0.0
+  /// Seconds from the end of the step before to the end of this one, on the model's thread: with what it waited for; 0 if
+  /// unknown.
+  public var stepSeconds = 0.0
 
   /// An empty result.
   public init() {}
@@ -152,6 +156,8 @@ public struct StepResult: Sendable {
     promptLogprobs.removeAll(keepingCapacity: true)
     failures.removeAll(keepingCapacity: true)
     forwardSeconds = 0
+    draftSeconds = 0
+    stepSeconds = 0
   }
 }
 

@@ -39,6 +39,13 @@ public struct Scheduler: ~Copyable {
 
   /// A step in flight brings draft tokens for the next one.
   private var awaitsDrafts = false
+  /// By `costClass`: whether drafts are worth it.
+  private var drafting = Array(repeating: DraftRecord(), count: Self.costClassCount)
+  private var draftCosts: DraftCosts
+  /// How each launched step was meant to go.
+  private var launchedWays: [(way: DraftGovernor.Way, costClass: Int)] = []
+  /// The slots of the step that completed last, if it only decoded.
+  private var decodedSlots: [Int32] = []
   var launchedStep: UInt64 = 0
   var completedStep: UInt64 = 0
   var arrivals: UInt64 = 0
@@ -60,6 +67,7 @@ public struct Scheduler: ~Copyable {
   public init(_ configuration: SchedulerConfiguration) throws(EngineError) {
     try configuration.validate()
     self.configuration = configuration
+    draftCosts = configuration.draftCosts
     allocator = PageAllocator(capacity: configuration.pageCount)
     slots = Array(repeating: nil, count: configuration.maxRunningRequests)
     freeSlots = (0..<Int32(configuration.maxRunningRequests)).reversed()
@@ -212,7 +220,8 @@ public struct Scheduler: ~Copyable {
         return false
       }
     }
-    askForDrafts(in: &batch)
+    let way = askForDrafts(in: &batch)
+    if configuration.measuresDrafting { launchedWays.append((way, Self.costClass(running.count))) }
     launchedStep += 1
     batch.step = launchedStep
     batch.released.append(contentsOf: releasedSlots)
@@ -252,17 +261,77 @@ public struct Scheduler: ~Copyable {
   /// Asks for draft tokens for the requests that draw a token in this step, unless the time would better be spent on
   /// others: a prompt is being computed, or requests wait. While drafts are awaited no other step is launched, since it
   /// could not know them; where few requests run that costs little.
-  private mutating func askForDrafts(in batch: inout ScheduleBatch) {
+  /// - Returns: which way the step counts for.
+  private mutating func askForDrafts(in batch: inout ScheduleBatch) -> DraftGovernor.Way {
+    let hasDrafts = configuration.measuresDrafting && batch.requests.contains { $0.draftCount > 0 }
     guard configuration.draftTokens > 0, running.count <= configuration.maxDraftingRequests, waiting.isEmpty,
       running.allSatisfy({ $0.hasStarted || $0.extendCount == 0 || $0.pendingDraws > 0 })
-    else { return }
+    else { return hasDrafts ? .drafting : .plain }
+    var isTrying = false
+    if configuration.measuresDrafting {
+      let number = Self.costClass(running.count)
+      // A step that verifies what was drafted before belongs to the drafting.
+      if drafting[number].governor.way == .plain { return hasDrafts ? .drafting : .plain }
+      // Even against the prices now and then: these may be wrong, and without drafts nobody would see it.
+      isTrying = drafting[number].governor.isTryingDrafts
+      if draftCosts.leastChance(requests: running.count) >= 1 {
+        drafting[number].forbiddenSteps += 1
+        if drafting[number].forbiddenSteps % DraftGovernor.shortestWait < DraftGovernor.probeSteps { isTrying = true }
+      }
+      if running.count > Self.mostTrying { isTrying = false }
+    }
     for index in batch.requests.indices where batch.requests[index].samples {
       guard let req = slots[Int(batch.requests[index].slot)] else { continue }
       let room = min(configuration.draftTokens, req.remainingOutputs - 1, configuration.tokenBudget - 1)
-      let limit = min(req.pace.next(costs: configuration.draftCosts, requests: running.count), room)
+      let paced = req.pace.next(costs: draftCosts, requests: running.count)
+      let limit = min(isTrying ? max(1, paced) : paced, room)
       guard limit > 0 else { continue }
       batch.requests[index].draftLimit = Int32(limit)
       awaitsDrafts = true
+    }
+    return .drafting
+  }
+
+  /// What steps of about as many requests showed.
+  private struct DraftRecord {
+    var governor = DraftGovernor()
+    /// Seconds that the model ran for a step without drafts; 0 before there was one.
+    var plainSeconds = 0.0
+    /// Steps for which the prices forbade all drafts.
+    var forbiddenSteps = 0
+  }
+
+  /// Above that many requests drafts are not tried against the prices.
+  private static let mostTrying = 4
+  private static let costClassCount = 18
+
+  /// Numbers of requests that are taken as one: 1, 2, 3 and 4, 5 to 8, and so on.
+  private static func costClass(_ requests: Int) -> Int {
+    min(Int.bitWidth - max(0, requests - 1).leadingZeroBitCount, costClassCount - 1)
+  }
+
+  /// Learns from what a step took, if it and the one before only continued texts: then there was no pause between them.
+  /// Called before anything else is noted of the step.
+  private mutating func learn(_ batch: ScheduleBatch, _ result: StepResult) {
+    let launched = launchedWays.removeFirst()
+    let isDecoding = batch.requests.allSatisfy { $0.samples && slots[Int($0.slot)]?.hasStarted == true }
+    let hasPredecessor = isDecoding && batch.requests.contains { decodedSlots.contains($0.slot) }
+    decodedSlots.removeAll(keepingCapacity: true)
+    guard isDecoding, batch.requests.count <= configuration.maxDraftingRequests else { return }
+    for request in batch.requests { decodedSlots.append(request.slot) }
+    guard hasPredecessor, result.failures.isEmpty else { return }
+    let number = launched.costClass
+    let verified = batch.requests.reduce(0) { $0 + Int($1.draftCount) }
+    let asks = batch.requests.contains { $0.draftLimit > 0 }
+    drafting[number].governor.note(launched.way, seconds: result.stepSeconds, tokens: result.tokens.count)
+    if verified == 0 && !asks {
+      let old = drafting[number].plainSeconds
+      drafting[number].plainSeconds = old == 0 ? result.forwardSeconds : old + 0.05 * (result.forwardSeconds - old)
+    } else if drafting[number].plainSeconds > 0 {
+      draftCosts.correct(
+        seconds: result.forwardSeconds - result.draftSeconds, draftSeconds: result.draftSeconds,
+        plainSeconds: drafting[number].plainSeconds, requests: batch.requests.count, verified: verified,
+        drafted: result.drafts.reduce(0) { $0 + $1.tokens.count })
     }
   }
 
@@ -362,6 +431,7 @@ public struct Scheduler: ~Copyable {
     invariant(batch.step == completedStep + 1 && batch.step <= launchedStep, "steps complete in the order of launch")
     invariant(result.tokenCounts.count == batch.requests.count, "the result belongs to another batch")
     completedStep = batch.step
+    if configuration.measuresDrafting { learn(batch, result) }
     // Only the last step launched can have been asked for drafts.
     if stepsInFlight == 0 { awaitsDrafts = false }
     releaseRetiredPages()
@@ -472,6 +542,9 @@ public struct Scheduler: ~Copyable {
   private mutating func start(_ req: Req) {
     if req.hasStarted { return }
     req.hasStarted = true
+    if configuration.measuresDrafting {
+      for number in drafting.indices { drafting[number].governor.beginText() }
+    }
     events.append(
       .started(
         handle: req.handle, cachedTokens: req.cachedTokens,

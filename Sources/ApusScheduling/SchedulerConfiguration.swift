@@ -50,6 +50,9 @@ public struct SchedulerConfiguration: Sendable {
   public var maxDraftingRequests = 32
   /// What drafting and verifying a token costs, which decides how many are worth it.
   public var draftCosts = DraftCosts()
+  /// Whether what steps take corrects these costs and decides whether tokens are drafted at all. Off, decisions depend on
+  /// no measurement.
+  public var measuresDrafting = false
 
   /// Makes a configuration with the defaults above.
   public init(pageCount: Int, contextLength: Int) {

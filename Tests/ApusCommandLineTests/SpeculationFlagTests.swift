@@ -19,6 +19,13 @@ import Testing
       let nextn = try await configuration("--speculative-algorithm \(name)")
       #expect(nextn.speculativeAlgorithm == .nextn && nextn.speculativeDraftTokens == 5)
     }
+    let eagle = try await configuration("--speculative-algorithm EAGLE3 --draft-model /")
+    #expect(eagle.speculativeAlgorithm == .eagle3 && eagle.speculativeDraftModelPath == "/")
+    #expect(eagle.speculativeDraftTokens == 5)
+    let first = try await configuration("--speculative-algorithm EAGLE --speculative-draft-model-path /")
+    #expect(first.speculativeAlgorithm == .eagle)
+    let none = try await configuration("--speculative-algorithm EAGLE")
+    #expect(none.speculativeAlgorithm == .nextn)
     let steps = try await configuration("--speculative-algorithm mtp --speculative-num-steps 3")
     #expect(steps.speculativeDraftTokens == 3)
     let both = try await configuration(
@@ -35,7 +42,7 @@ import Testing
     "--speculative-num-draft-tokens 3", "--speculative-num-steps 3", "--speculative-ngram-capacity 5",
     "--speculative-algorithm ngram --speculative-num-steps 3", "--speculative-algorithm standalone",
     "--speculative-algorithm ngram --draft-model /", "--speculative-algorithm mtp --speculative-num-steps 0",
-    "--speculative-algorithm ngram --speculative-num-draft-tokens 65", "--speculative-algorithm eagle",
+    "--speculative-algorithm ngram --speculative-num-draft-tokens 65", "--speculative-algorithm eagle3",
     "--speculative-algorithm mtp --speculative-ngram-capacity 5",
   ])
   func whatDoesNotGoTogetherIsRefused(line: String) async {

@@ -31,7 +31,7 @@ import Testing
     return config
   }
 
-  enum Drafter: String, CaseIterable { case ngram, prediction, model }
+  enum Drafter: String, CaseIterable { case ngram, prediction, model, eagle }
 
   /// A model that lasts for many scenarios, which it does not know of each other.
   private static func load(_ drafter: Drafter?, latent: Bool) throws -> LoadedModel {
@@ -44,16 +44,23 @@ import Testing
     case nil: break
     case .ngram: options.drafting = .ngram(capacity: 500)
     case .prediction: options.drafting = .prediction
-    case .model:
-      // The first of the target's layers and its output layer: it often knows what the target will say.
+    case .model, .eagle:
+      // The first of the target's layers and its output layer: it often knows what the target will say. Or a head that knows
+      // two thirds of the vocabulary.
       let folder = FileManager.default.temporaryDirectory.appendingPathComponent("apus-draft-\(UUID())").path
       try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
       defer { try? FileManager.default.removeItem(atPath: folder) }
-      let json = JSONValue.object(configuration(latent: latent, layers: 1))
+      var members = configuration(latent: latent, layers: 1)
+      if drafter == .eagle {
+        members["architectures"] = ["LlamaForCausalLMEagle3"]
+        members["draft_vocab_size"] = 16
+        members["eagle_aux_hidden_state_layer_ids"] = [0, 1]
+      }
+      let json = JSONValue.object(members)
       var writer = JSONWriter()
       writer.value(json)
       try Data(writer.bytes).write(to: URL(fileURLWithPath: folder + "/config.json"))
-      options.drafting = .model(path: folder)
+      options.drafting = drafter == .model ? .model(path: folder) : .eagle(path: folder, isThird: true)
       return try load(options, latent: latent)
     }
     return try load(options, latent: latent)

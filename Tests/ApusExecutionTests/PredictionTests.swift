@@ -15,47 +15,6 @@ import Testing
     return files.filter { $0.hasSuffix(".json") }.map { String($0.dropLast(5)) }.sorted()
   }()
 
-  /// Runs steps of one sequence by hand.
-  private final class Sequence {
-    let steps: StepRunner
-    private var step: UInt64 = 0
-    private(set) var result = StepResult()
-    /// Pages in an order of their own.
-    private let pages: [Int32] = Array(2..<18).reversed()
-
-    init(
-      _ steps: StepRunner, prompt: [TokenID], sampling: SamplingParameters, constraint: (any TokenConstraint)? = nil
-    ) {
-      self.steps = steps
-      var sampling = sampling
-      sampling.seed = sampling.seed ?? 1
-      var batch = ScheduleBatch()
-      batch.assigned = [
-        SlotAssignment(
-          slot: 0, sampling: sampling, stopTokenIDs: [], logprobs: nil, tokens: prompt, promptCount: prompt.count,
-          constraint: constraint)
-      ]
-      steps.run(batch, into: &result)
-    }
-
-    func run(_ tokens: [TokenID], start: Int, drafts: Int = 0, samples: Bool = true, wanted: Int = 0) {
-      var batch = ScheduleBatch()
-      step += 1
-      batch.step = step
-      batch.tokens = tokens
-      let count = (start + tokens.count + kvPageSize - 1) / kvPageSize
-      batch.pages = Array(pages[..<count])
-      batch.requests = [
-        ScheduledRequest(
-          slot: 0, start: Int32(start), count: Int32(tokens.count), tokenOffset: 0, pageOffset: 0,
-          pageCount: Int32(count), lastTokenIsInFlight: false, samples: samples, draftCount: Int32(drafts),
-          draftLimit: Int32(wanted))
-      ]
-      result.removeAll()
-      steps.run(batch, into: &result)
-    }
-  }
-
   @Test func goldensAreThere() { #expect(Self.names.count >= 3) }
 
   @Test(arguments: names)
@@ -76,7 +35,7 @@ import Testing
       }
       var rows: [[Float]] = []
       model.steps.observeDraftLogits { rows.append($0) }
-      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+      let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy)
       // Whole, and in chunks the last of which is one token.
       var start = 0
       if number % 2 == 1 {
@@ -104,7 +63,7 @@ import Testing
     func logits(eager: Bool) throws -> [[Float]] {
       let model = try makeTinyModel(golden["config"]!.objectDictionary, seed: 5) { $0.drafting = .prediction }
       var rows: [[Float]] = []
-      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy)
+      let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy)
       sequence.run(prompt, start: 0, wanted: eager ? 3 : 0)
       var known = prompt + sequence.result.tokens
       for step in 0..<12 {
@@ -130,7 +89,7 @@ import Testing
     func plain(_ prompt: [TokenID], _ count: Int, constraint: (any TokenConstraint)? = nil) -> (
       tokens: [TokenID], failure: String?
     ) {
-      let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: constraint)
+      let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy, constraint: constraint)
       sequence.run(prompt, start: 0)
       var tokens = sequence.result.tokens
       while tokens.count < count, sequence.result.failures.isEmpty {
@@ -152,7 +111,7 @@ import Testing
     #expect(expected.tokens == Array(text[..<3]) && expected.failure != nil)
 
     // Accepted, and in the middle of the drafts.
-    let sequence = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
+    let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
     sequence.run(prompt, start: 0)
     #expect(sequence.result.tokens == [text[0]])
     sequence.run([text[0], text[1], text[2], 5, 6], start: prompt.count, drafts: 4)
@@ -162,11 +121,52 @@ import Testing
     #expect(sequence.result.failures.map(\.reason) == [expected.failure!])
 
     // Rejected: what is behind it is not looked at.
-    let other = Sequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
+    let other = StepSequence(model.steps, prompt: prompt, sampling: .greedy, constraint: end)
     other.run(prompt, start: 0)
     other.run([text[0], text[2], text[1]], start: prompt.count, drafts: 2)
     #expect(other.result.tokens == [text[1]] && other.result.failures.isEmpty)
     #expect(other.result.acceptedDrafts.map(\.count) == [0])
+  }
+}
+
+/// Runs steps of one sequence by hand.
+final class StepSequence {
+  let steps: StepRunner
+  private var step: UInt64 = 0
+  private(set) var result = StepResult()
+  /// Pages in an order of their own.
+  private let pages: [Int32] = Array(2..<18).reversed()
+
+  init(
+    _ steps: StepRunner, prompt: [TokenID], sampling: SamplingParameters, constraint: (any TokenConstraint)? = nil
+  ) {
+    self.steps = steps
+    var sampling = sampling
+    sampling.seed = sampling.seed ?? 1
+    var batch = ScheduleBatch()
+    batch.assigned = [
+      SlotAssignment(
+        slot: 0, sampling: sampling, stopTokenIDs: [], logprobs: nil, tokens: prompt, promptCount: prompt.count,
+        constraint: constraint)
+    ]
+    steps.run(batch, into: &result)
+  }
+
+  func run(_ tokens: [TokenID], start: Int, drafts: Int = 0, samples: Bool = true, wanted: Int = 0) {
+    var batch = ScheduleBatch()
+    step += 1
+    batch.step = step
+    batch.tokens = tokens
+    let count = (start + tokens.count + kvPageSize - 1) / kvPageSize
+    batch.pages = Array(pages[..<count])
+    batch.requests = [
+      ScheduledRequest(
+        slot: 0, start: Int32(start), count: Int32(tokens.count), tokenOffset: 0, pageOffset: 0,
+        pageCount: Int32(count), lastTokenIsInFlight: false, samples: samples, draftCount: Int32(drafts),
+        draftLimit: Int32(wanted))
+    ]
+    result.removeAll()
+    steps.run(batch, into: &result)
   }
 }
 
@@ -196,7 +196,7 @@ private final class DeadEnd: TokenConstraint {
 
 extension JSONValue {
   /// The members of an object.
-  fileprivate var objectDictionary: [String: JSONValue] {
+  var objectDictionary: [String: JSONValue] {
     var members: [String: JSONValue] = [:]
     for (key, value) in objectValue! { members[key] = value }
     return members

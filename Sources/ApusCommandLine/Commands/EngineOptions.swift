@@ -105,16 +105,18 @@ struct EngineOptions: ParsableArguments {
   @Option(
     help: ArgumentHelp(
       "Drafts tokens ahead and verifies several in one pass: ngram looks up where the last tokens stood before, nextn (mtp) "
-        + "uses the checkpoint's layer for multi-token prediction, standalone a small model (--draft-model). Output stays "
-        + "the same, sampled output too; it comes faster while few requests run.",
+        + "uses the checkpoint's layer for multi-token prediction, eagle3 (or eagle) a head made for the model "
+        + "(--draft-model), standalone a small model (--draft-model). Output stays the same, sampled output too; it comes "
+        + "faster while few requests run.",
       valueName: "algorithm"))
   var speculativeAlgorithm: SpeculativeAlgorithm?
 
   @Option(
     name: [.customLong("speculative-draft-model-path"), .customLong("draft-model")],
     help: ArgumentHelp(
-      "A small model with the same tokenizer, which drafts tokens: a checkpoint directory, a GGUF file or a repository. "
-        + "Implies --speculative-algorithm standalone.", valueName: "path"))
+      "What drafts tokens: a small model with the same tokenizer (a checkpoint directory, a GGUF file or a repository), or "
+        + "with eagle and eagle3 a head (a directory or a repository). Alone it means --speculative-algorithm standalone.",
+      valueName: "path"))
   var speculativeDraftModelPath: String?
 
   @Option(
@@ -290,7 +292,7 @@ struct SamplingOptions: ParsableArguments {
 
 /// Who drafts tokens.
 enum SpeculativeAlgorithm: String, ExpressibleByArgument, CaseIterable {
-  case ngram, nextn, mtp, standalone
+  case ngram, nextn, mtp, standalone, eagle, eagle3
 
   /// SGLang's spelling, in capitals, is understood too.
   init?(argument: String) { self.init(rawValue: argument.lowercased()) }
@@ -301,6 +303,8 @@ enum SpeculativeAlgorithm: String, ExpressibleByArgument, CaseIterable {
     case .ngram: .ngram
     case .nextn, .mtp: .nextn
     case .standalone: .standalone
+    case .eagle: .eagle
+    case .eagle3: .eagle3
     }
   }
 }
@@ -308,7 +312,9 @@ enum SpeculativeAlgorithm: String, ExpressibleByArgument, CaseIterable {
 extension EngineOptions {
   /// Who drafts tokens; a draft model says so by itself.
   var drafting: SpeculativeAlgorithm? {
-    speculativeAlgorithm ?? (speculativeDraftModelPath == nil ? nil : .standalone)
+    // SGLang's eagle without a head is the checkpoint's own layer.
+    if speculativeAlgorithm == .eagle && speculativeDraftModelPath == nil { return .nextn }
+    return speculativeAlgorithm ?? (speculativeDraftModelPath == nil ? nil : .standalone)
   }
 
   /// The most draft tokens of a step; 0 where nobody drafts.
@@ -316,7 +322,7 @@ extension EngineOptions {
     switch drafting {
     case nil: 0
     case .ngram: speculativeNumDraftTokens ?? 8
-    case .nextn, .mtp, .standalone: min(speculativeNumSteps ?? 5, speculativeNumDraftTokens ?? 64)
+    case .nextn, .mtp, .standalone, .eagle, .eagle3: min(speculativeNumSteps ?? 5, speculativeNumDraftTokens ?? 64)
     }
   }
 
@@ -349,10 +355,11 @@ extension EngineOptions {
       throw ValidationError(
         "--speculative-ngram-capacity must be from 0 to \(1 << 28), got \(speculativeNgramCapacity).")
     }
-    if drafting == .standalone && speculativeDraftModelPath == nil {
-      throw ValidationError("--speculative-algorithm standalone needs --draft-model.")
+    let needsModel = [.standalone, .eagle, .eagle3].contains(drafting)
+    if needsModel && speculativeDraftModelPath == nil {
+      throw ValidationError("--speculative-algorithm \(drafting.rawValue) needs --draft-model.")
     }
-    if drafting != .standalone && speculativeDraftModelPath != nil {
+    if !needsModel && speculativeDraftModelPath != nil {
       throw ValidationError(
         "--draft-model has no effect with --speculative-algorithm \(drafting.rawValue); leave one of them out.")
     }

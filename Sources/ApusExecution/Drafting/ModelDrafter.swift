@@ -4,7 +4,7 @@ import ApusScheduling
 import ApusTensors
 import Glibc
 
-/// Drafts with a model: a prediction layer of the target's checkpoint, or a small model of its own.
+/// Drafts with a model: a prediction layer of the target's checkpoint, an EAGLE head, or a small model of its own.
 ///
 /// **K/V.** The drafter's pool has the target's pages under the same numbers, so that it needs no allocator: prefixes that
 /// are cached, shared or retracted are so for both. `validCells` says how many of a page's first cells hold what belongs to
@@ -17,7 +17,7 @@ import Glibc
 /// first draft. Then one row for each line and draft. Those rows' K/V go to cells behind the sequence, in the request's last
 /// page or in scratch pages; they count for nothing afterwards, and the next time the rows are computed anew.
 ///
-/// A prediction layer's row at position p depends on the token at p + 1. So the last row of a cached page may have been
+/// A head's row at position p depends on the token at p + 1. So the last row of a cached page may have been
 /// computed for another continuation than the one that uses it: a slightly worse guess, at one position, and still no other
 /// output.
 final class ModelDrafter: Drafter {
@@ -25,17 +25,23 @@ final class ModelDrafter: Drafter {
   enum Network {
     /// A model of its own: the row at p is the token at p.
     case standalone(LanguageModel)
-    /// A prediction layer: the row at p is the target's hidden state at p and the token at p + 1.
-    case prediction(PredictionModel)
+    /// A prediction layer or an EAGLE head: the row at p is a hidden state of the target at p and the token at p + 1.
+    case prediction(any PredictionHead)
 
-    /// Bytes that a page takes.
-    func bytesPerPage(hiddenSize: Int, dtype: DType) -> Int {
+    /// Bytes that a page takes. Scratch pages keep no hidden states.
+    func bytesPerPage(dtype: DType, isScratch: Bool = false) -> Int {
       switch self {
       case .standalone(let model):
         KVPool.bytesPerPage(layerCount: model.configuration.layerCount, layout: model.kvLayout, dtype: dtype)
-      case .prediction(let layer):
-        KVPool.bytesPerPage(layerCount: 1, layout: layer.kvLayout, dtype: dtype) + kvPageSize * hiddenSize * 4
+      case .prediction(let head):
+        KVPool.bytesPerPage(layerCount: 1, layout: head.kvLayout, dtype: dtype)
+          + (isScratch ? 0 : kvPageSize * head.hiddenSize * 4)
       }
+    }
+
+    /// The target's layers that have to be captured.
+    var capturedLayers: [Int] {
+      if case .prediction(let head) = self { head.capturedLayers } else { [] }
     }
 
     var activationShape: ActivationShape {
@@ -66,9 +72,9 @@ final class ModelDrafter: Drafter {
   private var validCells: [UInt8]
 
   // For a prediction layer.
-  /// By cell of the pool: the target's hidden state, after its final norm.
+  /// By cell of the pool: the hidden state that the head takes from the target.
   private let hiddenCells: Tensor?
-  private let targetScratch: LogitScratch?
+  private let targetScratch: HiddenScratch?
   /// The hidden states of a pass's rows, and its joined inputs.
   private let hiddenRows: Tensor?
   private let joinedRows: Tensor?
@@ -78,6 +84,10 @@ final class ModelDrafter: Drafter {
   private let logitScratch: LogitScratch
   private let logits: Tensor
   private let vocabulary: Int
+  /// Where the head drafts a part of the vocabulary: its logits, and the token of each column.
+  private let reducedLogits: Tensor?
+  private let tokenOfColumn: [TokenID]
+  private let hiddenSize: Int
   /// Sees the logits that drafts are drawn from, for tests.
   var observer: (([Float]) -> Void)?
 
@@ -104,7 +114,6 @@ final class ModelDrafter: Drafter {
     // A prediction layer is one layer of many.
     if case .prediction = network { missingRows = 8 * maxRows } else { missingRows = maxRows }
     let allPages = pageCount + lines * Self.scratchPages
-    let hidden = target.configuration.hiddenSize
     let width: Int
     switch network {
     case .standalone(let model):
@@ -118,21 +127,29 @@ final class ModelDrafter: Drafter {
       hiddenRows = nil
       joinedRows = nil
       carriedRows = nil
+      hiddenSize = model.configuration.hiddenSize
       width = model.configuration.vocabularySize
+      tokenOfColumn = []
       logitScratch = try LogitScratch(rows: lines, hiddenSize: model.configuration.hiddenSize, backend: backend)
     case .prediction(let layer):
       pool = try KVPool(
         layerCount: 1, pageCount: allPages, layout: layer.kvLayout, dtype: kvDType, backend: backend)
       state = try ForwardState(
         shape: layer.activationShape, maxRows: maxRows, kvLayers: layer.kvLayers(pool.layers[0]), backend: backend)
+      let hidden = layer.hiddenSize
+      hiddenSize = hidden
       hiddenCells = try backend.allocate(rows: pageCount * kvPageSize, columns: hidden, dtype: .float32)
-      targetScratch = try LogitScratch(rows: Self.hiddenBlock, hiddenSize: hidden, backend: backend)
+      targetScratch = try HiddenScratch(
+        rows: Self.hiddenBlock, head: layer, targetHiddenSize: target.configuration.hiddenSize, backend: backend)
       hiddenRows = try backend.allocate(rows: maxRows, columns: hidden, dtype: .float32)
       joinedRows = try backend.allocate(rows: maxRows, columns: 2 * hidden, dtype: .float32)
       carriedRows = try backend.allocate(rows: lines, columns: hidden, dtype: .float32)
-      width = target.configuration.vocabularySize
+      width = layer.vocabularySize
+      tokenOfColumn = layer.tokenOfColumn ?? []
       logitScratch = try LogitScratch(rows: lines, hiddenSize: hidden, backend: backend)
     }
+    reducedLogits =
+      tokenOfColumn.isEmpty ? nil : try backend.allocate(rows: lines, columns: width, dtype: .float32)
     vocabulary = width
     // A smaller vocabulary leaves the last tokens out: they are not drafted.
     logits = try backend.allocate(
@@ -168,8 +185,9 @@ final class ModelDrafter: Drafter {
     let rows = min(max(lines, 256), max(lines, maxTokensPerStep))
     let hidden = target.configuration.hiddenSize
     return rows * (network.activationShape.bytesPerRow + 12 * hidden)
-      + lines * (4 * target.configuration.vocabularySize + 12 * hidden)
-      + lines * scratchPages * network.bytesPerPage(hiddenSize: 0, dtype: kvDType)
+      + 4 * maxTokensPerStep * network.capturedLayers.count * hidden
+      + lines * (8 * target.configuration.vocabularySize + 12 * hidden)
+      + lines * scratchPages * network.bytesPerPage(dtype: kvDType, isScratch: true)
   }
 
   func enter(slot: Int, _ assignment: SlotAssignment) {}
@@ -210,13 +228,14 @@ final class ModelDrafter: Drafter {
 
   /// Puts a request's hidden states beside its pages.
   private func keepHidden(_ step: FinishedStep, _ index: Int, in cells: Tensor) {
+    guard case .prediction(let head) = network, let targetScratch else { return }
     let share = step.batch.requests[index]
-    let bytes = 4 * target.configuration.hiddenSize
+    let bytes = 4 * hiddenSize
     let kept = step.keptCounts[index]
     for begin in Swift.stride(from: 0, to: kept, by: Self.hiddenBlock) {
       let count = min(Self.hiddenBlock, kept - begin)
       for row in 0..<count { rowNumbers[row] = step.rowStart[index] + Int32(begin + row) }
-      let hidden = target.lastHidden(step.state, rows: rowNumbers, count: count, scratch: targetScratch!)
+      let hidden = head.hidden(of: step.state, rows: rowNumbers, count: count, scratch: targetScratch)
       for row in 0..<count {
         let position = Int(share.start) + begin + row
         let page = Int(step.batch.pages[Int(share.pageOffset) + position / kvPageSize])
@@ -354,7 +373,7 @@ final class ModelDrafter: Drafter {
       tokens[row] = Int(input) < vocabulary ? input : 0
     case .prediction:
       tokens[row] = token(position + 1)
-      let bytes = 4 * target.configuration.hiddenSize
+      let bytes = 4 * hiddenSize
       let target = hiddenRows!.float32 + row * hiddenRows!.stride
       if position < work.line.computed {
         memcpy(target, hiddenCells!.float32 + cell * hiddenCells!.stride, bytes)
@@ -377,7 +396,7 @@ final class ModelDrafter: Drafter {
         model.prepare(positions: reach)
         model.executor.run(state)
       case .prediction(let layer):
-        target.prepare(positions: reach)
+        layer.prepare(positions: reach)
         layer.run(state, hidden: hiddenRows!.prefix(rows: rows), joined: joinedRows!.prefix(rows: rows))
       }
     }
@@ -395,7 +414,7 @@ final class ModelDrafter: Drafter {
   /// - Returns: the hidden states that they are made of.
   @discardableResult
   private func computeLogits(count: Int) -> Tensor {
-    let out = logits.prefix(rows: count).columns(0..<vocabulary)
+    let out = (reducedLogits ?? logits).prefix(rows: count).columns(0..<vocabulary)
     switch network {
     case .standalone(let model):
       model.logits(state, rows: rowNumbers, count: count, scratch: logitScratch, out: out)
@@ -409,13 +428,13 @@ final class ModelDrafter: Drafter {
   private func choose(_ members: [Int], _ works: inout [Work]) {
     if members.isEmpty { return }
     let wanted = target.configuration.vocabularySize
-    let known = logits.prefix(rows: members.count).columns(0..<vocabulary)
+    let known = (reducedLogits ?? logits).prefix(rows: members.count).columns(0..<vocabulary)
     let hidden = computeLogits(count: members.count)
     if let carriedRows {
       for (row, index) in members.enumerated() {
         memcpy(
           carriedRows.float32 + works[index].number * carriedRows.stride,
-          hidden.float32 + row * hidden.stride, 4 * target.configuration.hiddenSize)
+          hidden.float32 + row * hidden.stride, 4 * hiddenSize)
       }
     }
     for (row, index) in members.enumerated() {
@@ -424,7 +443,13 @@ final class ModelDrafter: Drafter {
         continue
       }
       let numbers = logits.rows(row..<row + 1).columns(0..<wanted)
-      for column in min(vocabulary, wanted)..<wanted { numbers.float32[column] = -.infinity }
+      if let reducedLogits {
+        for column in 0..<wanted { numbers.float32[column] = -.infinity }
+        let source = reducedLogits.float32 + row * reducedLogits.stride
+        for (column, token) in tokenOfColumn.enumerated() { numbers.float32[Int(token)] = source[column] }
+      } else {
+        for column in min(vocabulary, wanted)..<wanted { numbers.float32[column] = -.infinity }
+      }
       observer?(Array(UnsafeBufferPointer(start: numbers.float32, count: wanted)))
       works[index].line.draw(numbers, backend: backend)
     }

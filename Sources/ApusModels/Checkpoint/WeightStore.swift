@@ -32,6 +32,9 @@ public protocol WeightStore: Sendable {
   /// A tensor of unsigned bytes; `nil` if there is none of that name and type.
   /// - Throws: `invalidCheckpoint` if it has another shape.
   func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes?
+  /// A vector of 64-bit or 32-bit integers; `nil` if there is none of that name and type.
+  /// - Throws: `invalidCheckpoint` if it has another length.
+  func integers(_ name: String, count: Int) throws(EngineError) -> [Int]?
 }
 
 /// Bytes in a checkpoint.
@@ -48,6 +51,7 @@ extension WeightStore {
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? { nil }
   public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
   public func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes? { nil }
+  public func integers(_ name: String, count: Int) throws(EngineError) -> [Int]? { nil }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that
@@ -146,6 +150,21 @@ public final class SafetensorsCheckpoint: WeightStore {
         "\(file.file.path): tensor \(name) has shape \(entry.shape), but config.json asks for \(shape).")
     }
     return StoredBytes(address: file.bytes(of: entry).baseAddress!, owner: file)
+  }
+
+  public func integers(_ name: String, count: Int) throws(EngineError) -> [Int]? {
+    guard let (file, entry) = entry(name), ["I64", "I32"].contains(entry.typeName) else { return nil }
+    guard entry.shape == [count] else {
+      throw EngineError(
+        .invalidCheckpoint,
+        "\(file.file.path): tensor \(name) has shape \(entry.shape), but config.json asks for \([count]).")
+    }
+    let bytes = file.bytes(of: entry)
+    return (0..<count).map { index in
+      entry.typeName == "I64"
+        ? Int(Int64(littleEndian: bytes.loadUnaligned(fromByteOffset: 8 * index, as: Int64.self)))
+        : Int(Int32(littleEndian: bytes.loadUnaligned(fromByteOffset: 4 * index, as: Int32.self)))
+    }
   }
 
   public func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {

@@ -113,16 +113,22 @@ extension ModelConfiguration {
   /// - Throws: `invalidCheckpoint` if the file is missing or broken, `unsupported` if the model needs something that is
   ///   not here.
   public init(directory: String) throws(EngineError) {
+    let json = try Self.json(directory: directory)
+    try self.init(
+      json: QuantizationConfiguration.withSideFile(json, directory: directory), path: directory + "/config.json")
+  }
+
+  /// The content of a directory's `config.json`.
+  /// - Throws: `invalidCheckpoint` if the file is missing or broken.
+  package static func json(directory: String) throws(EngineError) -> JSONValue {
     let path = directory + "/config.json"
     guard let bytes = try readSmallFile(path) else {
       throw EngineError(
         .invalidCheckpoint, "\(path) does not exist; \(directory) is not a Hugging Face checkpoint directory.")
     }
-    let json: JSONValue
-    do { json = try JSONValue.parse(bytes) } catch {
+    do { return try JSONValue.parse(bytes) } catch {
       throw EngineError(.invalidCheckpoint, "\(path): \(error).")
     }
-    try self.init(json: QuantizationConfiguration.withSideFile(json, directory: directory), path: path)
   }
 
   /// How the linear layers of a directory are stored; `nil` where they are plain numbers. For checkpoints of any class.

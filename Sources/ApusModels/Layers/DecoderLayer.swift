@@ -66,6 +66,8 @@ struct DecoderLayer {
             residual: state.residual, delta: state.delta, weight: layer.attentionNorm, epsilon: epsilon,
             out: state.normed)
         }
+        // The residual is the layer's whole input now.
+        state.capture?.take(layer: layer.index, state.residual)
       }
     ]
     list += attention.operations(backend: backend)

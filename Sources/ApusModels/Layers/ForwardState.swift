@@ -67,6 +67,8 @@ public final class ForwardState: @unchecked Sendable {
   public let experts: ExpertActivations?
   /// Measures the operations; `nil` for none.
   public var profile: OperationProfile?
+  /// Keeps what layers get, for a drafting head; `nil` for none.
+  public var capture: HiddenCapture?
 
   private let arena: [Tensor]
   private let latentArena: LatentActivations?

@@ -27,8 +27,9 @@ struct GroupedQueryAttention: AttentionBlock {
   private let rotary: RotaryTable
 
   /// Loads this rank's heads.
+  /// - Parameter inputWidth: numbers that queries, keys and values are made of; `nil` for the hidden size.
   init(
-    index: Int, configuration: ModelConfiguration, rotary: RotaryTable, loader: WeightLoader
+    index: Int, configuration: ModelConfiguration, rotary: RotaryTable, loader: WeightLoader, inputWidth: Int? = nil
   ) throws(EngineError) {
     let layout = loader.layout
     let hidden = configuration.hiddenSize
@@ -45,7 +46,7 @@ struct GroupedQueryAttention: AttentionBlock {
     let projections: [WeightLoader.Part] = [
       (attention + "q_proj", queryWidth), (attention + "k_proj", keyWidth), (attention + "v_proj", keyWidth),
     ]
-    qkv = try loader.columnParallel(projections, inputs: hidden, rank: headRank, ranks: headRanks)
+    qkv = try loader.columnParallel(projections, inputs: inputWidth ?? hidden, rank: headRank, ranks: headRanks)
     qkvBias = configuration.qkvBias ? try loader.bias(projections, rank: headRank, ranks: headRanks) : nil
     let normsRows = configuration.queryKeyNormSpansHeads
     guard !normsRows || headRanks == 1 else {
@@ -73,13 +74,20 @@ struct GroupedQueryAttention: AttentionBlock {
   }
 
   func operations(backend: any Backend) -> [Operation] {
+    [.compute(name + "qkv") { state in self.project(state.normed, state, backend: backend) }]
+      + operationsAfterProjection(backend: backend)
+  }
+
+  /// Makes queries, keys and values of an input.
+  func project(_ input: Tensor, _ state: ForwardState, backend: any Backend) {
+    backend.linear(input, qkv, bias: qkvBias, out: state.qkv)
+  }
+
+  /// What follows once queries, keys and values are there.
+  func operationsAfterProjection(backend: any Backend) -> [Operation] {
     let layer = self
     let (shape, epsilon) = (shape, epsilon)
-    var list: [Operation] = [
-      .compute(name + "qkv") { state in
-        backend.linear(state.normed, layer.qkv, bias: layer.qkvBias, out: state.qkv)
-      }
-    ]
+    var list: [Operation] = []
     if let queryNorm, let keyNorm {
       list.append(
         .compute(name + "qk_norm") { state in

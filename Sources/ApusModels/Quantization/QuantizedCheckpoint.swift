@@ -61,6 +61,10 @@ public final class QuantizedCheckpoint: WeightStore {
     byteCount = total
   }
 
+  public func integers(_ name: String, count: Int) throws(EngineError) -> [Int]? {
+    try checkpoint.integers(name, count: count)
+  }
+
   public func contains(_ name: String) -> Bool {
     guard let module = Self.module(of: name) else { return checkpoint.contains(name) }
     return checkpoint.contains(name) || checkpoint.contains(module + ".qweight")
