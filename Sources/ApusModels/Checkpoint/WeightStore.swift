@@ -32,6 +32,8 @@ public protocol WeightStore: Sendable {
   /// A tensor of unsigned bytes; `nil` if there is none of that name and type.
   /// - Throws: `invalidCheckpoint` if it has another shape.
   func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes?
+  /// The files that hold the weights; none for weights that are made up.
+  var mappedFiles: [MappedFile] { get }
 }
 
 /// Bytes in a checkpoint.
@@ -48,6 +50,7 @@ extension WeightStore {
   ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? { nil }
   public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
   public func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes? { nil }
+  public var mappedFiles: [MappedFile] { [] }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that
@@ -58,9 +61,12 @@ public final class SafetensorsCheckpoint: WeightStore {
   private let files: [SafetensorsFile]
   private let locations: [String: Int]
 
+  public var mappedFiles: [MappedFile] { files.map(\.file) }
+
   /// Maps the files of a directory and checks their headers.
+  /// - Parameter readsAhead: whether the kernel is asked for the files at once.
   /// - Throws: `invalidCheckpoint`.
-  public init(directory: String) throws(EngineError) {
+  public init(directory: String, readsAhead: Bool = true) throws(EngineError) {
     var files: [SafetensorsFile] = []
     var locations: [String: Int] = [:]
     let indexPath = directory + "/model.safetensors.index.json"
@@ -87,7 +93,7 @@ public final class SafetensorsCheckpoint: WeightStore {
       for tensor in file.entries.keys { locations[tensor] = 0 }
       files.append(file)
     }
-    for file in files { file.file.readAhead() }
+    if readsAhead { for file in files { file.file.readAhead() } }
     self.origin = files.count == 1 ? files[0].file.path : directory
     self.byteCount = files.reduce(0) { $0 + $1.file.bytes.count }
     self.files = files
