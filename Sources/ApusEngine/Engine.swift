@@ -57,6 +57,7 @@ public final class Engine: GenerationService {
     grammars = GrammarService(tokenizer: tokenizer, size: description.vocabularySize, endTokens: eos)
     report =
       Engine.describe(description, configuration: configuration, name: model.name)
+      + (description.packedCache.map { [$0] } ?? [])
       + (draftCosts.map { [Engine.describe($0, configuration)] } ?? [])
     // Submissions beyond what may wait are refused before they are posted; the mailbox only has to hold them between
     // two steps.
@@ -171,6 +172,12 @@ public final class Engine: GenerationService {
       case .float16: .float16
       case .int8: .int8
       case .fp8: .float8
+      }
+    options.packedCache =
+      switch configuration.packedCache {
+      case nil: nil
+      case .besideCheckpoint: .besideCheckpoint
+      case .directory(let path): .directory(path)
       }
     options.contextLength = configuration.contextLength
     options.maxTokensPerStep = max(configuration.tokenBudget, configuration.maxRunningRequests)

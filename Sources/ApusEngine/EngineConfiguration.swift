@@ -81,6 +81,17 @@ public struct EngineConfiguration: Sendable {
   public var dtype = ElementType.auto
   /// Weights are converted to this format while they are loaded; `nil` keeps what a checkpoint stores quantised.
   public var quantization: Quantization?
+  /// Where packed weights are kept between starts.
+  public enum PackedCache: Sendable, Equatable {
+    /// Beside the checkpoint's files.
+    case besideCheckpoint
+    /// In a directory, which is made if need be.
+    case directory(String)
+  }
+
+  /// Where packed weights are kept, so that the next start maps them instead of packing; `nil` packs at every start. A file
+  /// that is damaged or does not belong to the checkpoint and the settings is not used and replaced.
+  public var packedCache: PackedCache?
   /// Type of the K/V cache; `.auto` is float32 for float32 weights and bfloat16 otherwise.
   public var kvCacheDtype = CacheType.auto
   /// The longest sequence; `nil` takes the model's. Larger than the model's is refused.

@@ -24,6 +24,9 @@ public struct ModelOptions: Sendable {
   public var quantization = WeightQuantization.stored
   /// The format of the K/V cache; `nil` takes bfloat16, or float32 where the weights are float32.
   public var kvDType: DType?
+  /// Where packed weights are kept between starts; `nil` packs at every start. Only what `ModelLoader.load(_:backend:)` reads
+  /// from files is kept, and not what drafts tokens.
+  public var packedCache: PackedWeightCache.Location?
   /// Where the weights of experts lie and how rows reach them.
   public var experts = ExpertOptions()
   /// Makes a recorder of experts' loads; `nil` for none.
@@ -83,6 +86,8 @@ public struct ModelDescription: Sendable {
   public var regroupedLayers: Int
   /// Bytes of the packed weights.
   public var weightBytes: Int
+  /// What became of the file of packed weights, as a sentence; `nil` where none is kept.
+  public var packedCache: String?
   /// The K/V cache's format, its pages and bytes, and what one token takes.
   public var kvDtype: String
   public var kvPageCount: Int
@@ -123,10 +128,22 @@ public enum ModelLoader {
   public static func load(
     _ options: ModelOptions, backend: any Backend, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) -> LoadedModel {
-    let source = try open(options, backend: backend)
+    let source = try open(options, backend: backend, readsAhead: options.packedCache == nil)
+    let cache = try options.packedCache.map { location throws(EngineError) in
+      try PackedWeightCache(
+        location, modelPath: options.path, files: source.store.mappedFiles, settings: settings(options),
+        backend: backend as? CPUBackend)
+    }
+    // What is not to be packed is not to be read either.
+    if let cache, !cache.hasWeights { for file in source.store.mappedFiles { file.readAhead() } }
     return try load(
       source.configuration, generation: source.generation, store: source.store, options: options, backend: backend,
-      progress: progress)
+      cache: cache, progress: progress)
+  }
+
+  /// What decides beside the checkpoint how weights are packed.
+  private static func settings(_ options: ModelOptions) -> String {
+    "dtype \(options.dtype?.name ?? "stored"), quantization \(options.quantization), experts \(options.experts)"
   }
 
   /// A checkpoint's configuration and weights.
@@ -134,15 +151,19 @@ public enum ModelLoader {
     configuration: ModelConfiguration, generation: GenerationConfiguration, store: any WeightStore
   )
 
-  private static func open(_ options: ModelOptions, backend: any Backend) throws(EngineError) -> Source {
-    if let paths = try GGUFFiles.find(options.path) { return try open(gguf: paths, options, backend: backend) }
+  private static func open(
+    _ options: ModelOptions, backend: any Backend, readsAhead: Bool = true
+  ) throws(EngineError) -> Source {
+    if let paths = try GGUFFiles.find(options.path) {
+      return try open(gguf: paths, options, backend: backend, readsAhead: readsAhead)
+    }
     let configuration = try ModelConfiguration(directory: options.path)
     let generation = try GenerationConfiguration(
       directory: options.path, vocabularySize: configuration.vocabularySize)
     let store: any WeightStore
     switch options.loadFormat {
     case .safetensors:
-      let checkpoint = try SafetensorsCheckpoint(directory: options.path)
+      let checkpoint = try SafetensorsCheckpoint(directory: options.path, readsAhead: readsAhead)
       store =
         if let quantization = configuration.quantization {
           QuantizedCheckpoint(checkpoint, quantization, helper: backend as? CPUBackend)
@@ -158,10 +179,11 @@ public enum ModelLoader {
   /// Opens GGUF files. Quantised weights stay so unless plain numbers are asked for, which are bfloat16 then;
   /// others keep the file's own format.
   private static func open(
-    gguf paths: [String], _ options: ModelOptions, backend: any Backend
+    gguf paths: [String], _ options: ModelOptions, backend: any Backend, readsAhead: Bool
   ) throws(EngineError) -> Source {
     let worker = backend as? CPUBackend
-    let checkpoint = try GGUFCheckpoint(paths: paths, dtype: options.dtype, worker: worker)
+    let checkpoint = try GGUFCheckpoint(
+      paths: paths, dtype: options.dtype, worker: worker, readsAhead: readsAhead)
     var store: any WeightStore = checkpoint
     if case .dummy(let seed) = options.loadFormat {
       store = DummyWeights(
@@ -171,10 +193,12 @@ public enum ModelLoader {
     return (checkpoint.configuration, checkpoint.generation, store)
   }
 
-  /// Loads a model whose configuration and weights are already at hand; `options.path` is not looked at.
+  /// Loads a model whose configuration and weights are already at hand; `options.path` and `options.packedCache` are not
+  /// looked at.
+  /// - Parameter cache: has what an earlier start packed.
   public static func load(
     _ configuration: ModelConfiguration, generation: GenerationConfiguration = GenerationConfiguration(),
-    store: any WeightStore, options: ModelOptions, backend: any Backend,
+    store: any WeightStore, options: ModelOptions, backend: any Backend, cache: PackedWeightCache? = nil,
     progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) -> LoadedModel {
     func require(_ condition: Bool, _ field: String, _ sentence: String) throws(EngineError) {
@@ -204,7 +228,8 @@ public enum ModelLoader {
     let model = try LanguageModel(
       configuration, store: store, backend: backend,
       options: WeightOptions(dtype: options.dtype, quantization: options.quantization), experts: options.experts,
-      contextLength: options.contextLength, progress: progress)
+      contextLength: options.contextLength, cache: cache, progress: progress)
+    let cacheReport = cache?.finish()
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
     let network = try draftNetwork(for: model, store: store, options: options, backend: backend)
     let bytesPerPage =
@@ -244,7 +269,8 @@ public enum ModelLoader {
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
       layerCount: configuration.layerCount, contextLength: model.contextLength,
       vocabularySize: configuration.vocabularySize, dtype: model.weightFormat.name,
-      regroupedLayers: model.regroupedLayers, weightBytes: model.weightBytes, kvDtype: kvDType.name,
+      regroupedLayers: model.regroupedLayers, weightBytes: model.weightBytes,
+      packedCache: cacheReport, kvDtype: kvDType.name,
       kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
       kvBytesPerToken: bytesPerPage / kvPageSize, maxTokensPerStep: options.maxTokensPerStep,
       maxRunningRequests: options.maxRunningRequests,

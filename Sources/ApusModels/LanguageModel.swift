@@ -38,6 +38,7 @@ public final class LanguageModel: Sendable {
   /// - Parameters:
   ///   - experts: where the weights of experts lie and how rows reach them.
   ///   - contextLength: the longest sequence served; `nil` for the model's own.
+  ///   - cache: has what an earlier start packed.
   ///   - groups: the ranks that split the heads and those that split the feed-forward layers.
   ///   - progress: called with bytes read so far and in all.
   /// - Throws: `invalidCheckpoint` naming file, tensor and what was expected; `outOfMemory`; `invalidRequest` if the
@@ -47,7 +48,7 @@ public final class LanguageModel: Sendable {
     options: WeightOptions = WeightOptions(), experts: ExpertOptions = ExpertOptions(), contextLength: Int? = nil,
     layout: ParallelLayout = .single,
     attentionGroup: any ProcessGroup = SingleProcessGroup(), mlpGroup: any ProcessGroup = SingleProcessGroup(),
-    progress: ((_ done: Int, _ total: Int) -> Void)? = nil
+    cache: PackedWeightCache? = nil, progress: ((_ done: Int, _ total: Int) -> Void)? = nil
   ) throws(EngineError) {
     let context = contextLength ?? configuration.defaultContextLength
     guard context >= 1, context <= configuration.maximumContextLength else {
@@ -68,7 +69,7 @@ public final class LanguageModel: Sendable {
     let loader = WeightLoader(
       store: store, backend: backend, options: options, layout: layout, experts: experts,
       sample: "model.layers.0.self_attn.o_proj.weight", expectedBytes: configuration.parameterCount * width,
-      progress: progress)
+      cache: cache, progress: progress)
 
     let rotary = try RotaryTable(
       configuration.rotary, contextLength: context, maxPositionEmbeddings: configuration.maxPositionEmbeddings,

@@ -554,9 +554,12 @@ final class CPULinearWeight: LinearWeight, @unchecked Sendable {
   let outputs: Int
   let inputs: Int
   let format: WeightFormat
+  /// What keeps the memory alive where it is not the weight's own.
+  private let owner: AnyObject?
 
-  init(packed: OpaquePointer, outputs: Int, inputs: Int, format: WeightFormat) {
+  init(packed: OpaquePointer, outputs: Int, inputs: Int, format: WeightFormat, owner: AnyObject? = nil) {
     self.packed = packed
+    self.owner = owner
     self.outputs = outputs
     self.inputs = inputs
     self.format = format
@@ -607,7 +610,7 @@ final class CPUKVLayer: KVLayer, @unchecked Sendable {
 extension CodeLayout {
   /// The kernels' description of the layout.
   /// - Throws: `unsupported` for scales that are no float type.
-  fileprivate func kernel() throws(EngineError) -> apus_code_layout {
+  func kernel() throws(EngineError) -> apus_code_layout {
     let kernelLevels =
       switch levels {
       case .linear: APUS_LEVELS_LINEAR
@@ -631,7 +634,7 @@ extension CodeLayout {
 extension DType {
   /// The kernels' name for a float type.
   /// - Throws: `unsupported` for others.
-  fileprivate func kernel() throws(EngineError) -> apus_dtype {
+  func kernel() throws(EngineError) -> apus_dtype {
     switch self {
     case .float32: return APUS_FLOAT32
     case .float16: return APUS_FLOAT16

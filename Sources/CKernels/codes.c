@@ -111,7 +111,7 @@ static quantize_panel_function *const quantize_panel[] = APUS_LEVELS(quantize_pa
 
 // MARK: Making and freeing
 
-apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_layout *layout) {
+apus_codes *apus_codes_describe(int64_t outputs, int64_t inputs, const apus_code_layout *layout) {
   int64_t group = layout->group, block = layout->block;
   if (block != 32 && block != 64 && block != 128 && block != 256) return NULL;
   if (group != 16 && (group <= 0 || group % codes_sub != 0)) return NULL;
@@ -180,6 +180,12 @@ apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_l
     return NULL;
   }
   c->data_bytes = (size_t)(c->panels * c->panel_bytes);
+  return c;
+}
+
+apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_layout *layout) {
+  apus_codes *c = apus_codes_describe(outputs, inputs, layout);
+  if (!c) return NULL;
   c->data = apus_allocate(c->data_bytes);
   if (!c->data) {
     free(c);
@@ -188,9 +194,16 @@ apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_l
   return c;
 }
 
+int apus_codes_set_order(apus_codes *codes, const int32_t *order) {
+  codes->order = malloc((size_t)codes->inputs * 4 + 4);
+  if (!codes->order) return 0;
+  memcpy(codes->order, order, (size_t)codes->inputs * 4);
+  return 1;
+}
+
 void apus_codes_free(apus_codes *codes) {
   if (!codes) return;
-  apus_release(codes->data, codes->data_bytes);
+  if (!codes->is_view) apus_release(codes->data, codes->data_bytes);
   free(codes->order);
   free(codes);
 }

@@ -68,9 +68,15 @@ typedef struct {
   size_t data_bytes;
   // Which input each place takes, or NULL.
   int32_t *order;
+  // Whether `data` is someone else's.
+  int is_view;
 } apus_codes;
 
 apus_codes *apus_codes_create(int64_t outputs, int64_t inputs, const apus_code_layout *layout);
+// Without memory for the codes.
+apus_codes *apus_codes_describe(int64_t outputs, int64_t inputs, const apus_code_layout *layout);
+// Copies an order of inputs; 0 when there is no memory.
+int apus_codes_set_order(apus_codes *codes, const int32_t *order);
 void apus_codes_free(apus_codes *codes);
 void apus_codes_pack_panel(apus_codes *codes, int64_t panel, const apus_code_rows *rows);
 void apus_codes_quantize(apus_context *context, apus_codes *codes, const apus_weight_rows *sources, int count);

@@ -37,6 +37,8 @@ struct apus_linear {
   size_t scale_bytes;
   // Weights that stay quantised; everything else is empty then.
   apus_codes *codes;
+  // Whether the memory is someone else's.
+  int is_view;
 };
 
 typedef struct {
@@ -89,7 +91,8 @@ static prepare_function *const prepare_rows[] = APUS_LEVELS(prepare_rows);
 static pack_function *const pack_panel[] = APUS_LEVELS(pack_panel);
 static error_function *const panel_error[] = APUS_LEVELS(panel_error);
 
-apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype format) {
+// A weight without memory.
+static apus_linear *linear_describe(int64_t outputs, int64_t inputs, apus_dtype format) {
   if (outputs < 0 || inputs < 0 || outputs > INT64_MAX / 2 - 64) return NULL;
   apus_linear *weight = calloc(1, sizeof *weight);
   if (!weight) return NULL;
@@ -103,9 +106,15 @@ apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype form
     return NULL;
   }
   weight->data_bytes = (size_t)(weight->panels * panel_outputs * weight->units) * 4;
+  if (format == APUS_INT8) weight->scale_bytes = (size_t)(weight->panels * panel_outputs) * 4;
+  return weight;
+}
+
+apus_linear *apus_linear_create(int64_t outputs, int64_t inputs, apus_dtype format) {
+  apus_linear *weight = linear_describe(outputs, inputs, format);
+  if (!weight) return NULL;
   weight->data = apus_allocate(weight->data_bytes);
   if (format == APUS_INT8) {
-    weight->scale_bytes = (size_t)(weight->panels * panel_outputs) * 4;
     weight->scales = apus_allocate(weight->scale_bytes);
     weight->sums = apus_allocate(weight->scale_bytes);
   }
@@ -128,14 +137,77 @@ apus_linear *apus_linear_create_codes(
     free(weight);
     return NULL;
   }
-  if (order) {
-    weight->codes->order = malloc((size_t)inputs * 4 + 4);
-    if (!weight->codes->order) {
-      apus_linear_free(weight);
-      return NULL;
-    }
-    memcpy(weight->codes->order, order, (size_t)inputs * 4);
+  if (order && !apus_codes_set_order(weight->codes, order)) {
+    apus_linear_free(weight);
+    return NULL;
   }
+  return weight;
+}
+
+int apus_linear_regions(const apus_linear *weight, apus_region regions[APUS_REGIONS]) {
+  int count = 0;
+  if (weight->codes) {
+    const apus_codes *codes = weight->codes;
+    regions[count++] = (apus_region){codes->data, codes->data_bytes};
+    if (codes->order) regions[count++] = (apus_region){codes->order, (size_t)codes->inputs * 4};
+    return count;
+  }
+  regions[count++] = (apus_region){weight->data, weight->data_bytes};
+  if (weight->format == APUS_INT8) {
+    regions[count++] = (apus_region){weight->scales, weight->scale_bytes};
+    regions[count++] = (apus_region){weight->sums, weight->scale_bytes};
+  }
+  return count;
+}
+
+apus_linear *apus_linear_view(
+    int64_t outputs, int64_t inputs, apus_dtype format, const apus_region regions[APUS_REGIONS], int count) {
+  apus_linear *weight = linear_describe(outputs, inputs, format);
+  if (!weight) return NULL;
+  weight->is_view = 1;
+  int is_int8 = format == APUS_INT8;
+  if (count != (is_int8 ? 3 : 1) || regions[0].bytes != weight->data_bytes
+      || (is_int8 && (regions[1].bytes != weight->scale_bytes || regions[2].bytes != weight->scale_bytes))) {
+    apus_linear_free(weight);
+    return NULL;
+  }
+  weight->data = regions[0].address;
+  if (is_int8) {
+    weight->scales = regions[1].address;
+    weight->sums = regions[2].address;
+  }
+  return weight;
+}
+
+apus_linear *apus_linear_view_codes(
+    int64_t outputs, int64_t inputs, const apus_code_layout *layout, const apus_region regions[APUS_REGIONS],
+    int count) {
+  if (outputs < 0 || inputs < 0 || outputs > INT64_MAX / 2 - 64 || inputs > INT32_MAX / 1024) return NULL;
+  if (count != 1 && (count != 2 || regions[1].bytes != (size_t)inputs * 4)) return NULL;
+  if (count == 2) {
+    // Numbers that would be read with.
+    const int32_t *order = regions[1].address;
+    for (int64_t i = 0; i < inputs; i++) {
+      if (order[i] < 0 || order[i] >= inputs) return NULL;
+    }
+  }
+  apus_linear *weight = calloc(1, sizeof *weight);
+  if (!weight) return NULL;
+  weight->outputs = outputs;
+  weight->inputs = inputs;
+  weight->is_view = 1;
+  weight->codes = apus_codes_describe(outputs, inputs, layout);
+  if (!weight->codes) {
+    free(weight);
+    return NULL;
+  }
+  weight->codes->is_view = 1;
+  if (regions[0].bytes != weight->codes->data_bytes
+      || (count == 2 && !apus_codes_set_order(weight->codes, regions[1].address))) {
+    apus_linear_free(weight);
+    return NULL;
+  }
+  weight->codes->data = regions[0].address;
   return weight;
 }
 
@@ -154,9 +226,11 @@ void apus_linear_read_codes(const apus_linear *weight, int64_t output, float *nu
 void apus_linear_free(apus_linear *weight) {
   if (!weight) return;
   apus_codes_free(weight->codes);
-  apus_release(weight->data, weight->data_bytes);
-  apus_release(weight->scales, weight->scale_bytes);
-  apus_release(weight->sums, weight->scale_bytes);
+  if (!weight->is_view) {
+    apus_release(weight->data, weight->data_bytes);
+    apus_release(weight->scales, weight->scale_bytes);
+    apus_release(weight->sums, weight->scale_bytes);
+  }
   free(weight);
 }
 

@@ -93,6 +93,45 @@ static float *run_all_ways(int isa, const apus_linear *weight, int rows, int out
   return alone;
 }
 
+// A view over copies of a weight's memory gives the weight's bits, and sizes that are wrong are refused.
+static void check_view(
+    apus_linear *weight, const apus_code_layout *layout, apus_dtype format, int rows, int outputs, int inputs,
+    const float *x) {
+  apus_region regions[APUS_REGIONS];
+  int count = apus_linear_regions(weight, regions);
+  for (int i = 0; i < count; i++) {
+    void *copy = NULL;
+    if (posix_memalign(&copy, 64, regions[i].bytes ? regions[i].bytes : 1) != 0) abort();
+    memcpy(copy, regions[i].address, regions[i].bytes);
+    regions[i].address = copy;
+  }
+  apus_context *context = apus_context_create(2, apus_isa_best(), NULL);
+  apus_linear *view = layout ? apus_linear_view_codes(outputs, inputs, layout, regions, count)
+                             : apus_linear_view(outputs, inputs, format, regions, count);
+  EXPECT(view, "no view of %dx%d", outputs, inputs);
+  if (view) {
+    float *wanted = exactly((size_t)rows * outputs * 4), *found = exactly((size_t)rows * outputs * 4);
+    apus_linear_run(context, weight, x, inputs, rows, NULL, wanted, outputs);
+    apus_linear_run(context, view, x, inputs, rows, NULL, found, outputs);
+    EXPECT(memcmp(wanted, found, (size_t)rows * outputs * 4) == 0, "a view of %dx%d differs", outputs, inputs);
+    free(wanted);
+    free(found);
+    apus_linear_free(view);
+  }
+  uint64_t sum = apus_checksum(context, regions[0].address, regions[0].bytes);
+  if (regions[0].bytes > 0) {
+    uint8_t *byte = (uint8_t *)regions[0].address + next() % regions[0].bytes;
+    *byte ^= (uint8_t)(1u << next() % 8);
+    EXPECT(apus_checksum(context, regions[0].address, regions[0].bytes) != sum, "a changed bit keeps the checksum");
+  }
+  regions[0].bytes += 64;
+  view = layout ? apus_linear_view_codes(outputs, inputs, layout, regions, count)
+                : apus_linear_view(outputs, inputs, format, regions, count);
+  EXPECT(!view, "a view of another size was taken");
+  for (int i = 0; i < count; i++) free(regions[i].address);
+  apus_context_free(context);
+}
+
 static void check_dense(apus_dtype format, int rows, int outputs, int inputs) {
   int isas[4], count = levels(isas);
   float *x = numbers((size_t)rows * inputs, 2), *w = numbers((size_t)outputs * inputs, 1);
@@ -128,6 +167,7 @@ static void check_dense(apus_dtype format, int rows, int outputs, int inputs) {
       }
     }
     free(got);
+    if (isas[l] == (int)apus_isa_best()) check_view(weight, NULL, format, rows, outputs, inputs, x);
     apus_linear_free(weight);
     apus_context_free(context);
   }
@@ -223,6 +263,7 @@ static void check_codes(const apus_code_layout *layout, int rows, int outputs, i
       free(rounded);
     }
   }
+  check_view(weight, layout, APUS_FLOAT32, rows, outputs, inputs, x);
   free(first);
   free(w);
   free(x);

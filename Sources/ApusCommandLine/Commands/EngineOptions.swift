@@ -54,6 +54,13 @@ struct EngineOptions: ParsableArguments {
         + "the memory of bfloat16."))
   var kvCacheDtype = standard.kvCacheDtype
 
+  @Option(
+    help: ArgumentHelp(
+      "Keeps packed weights in a file that the next start maps instead of packing: 'beside' for the checkpoint's own "
+        + "directory, or a directory. Takes as much disk space as the weights take memory.", valueName: "place"),
+    completion: .directory)
+  var packedCache: String?
+
   @Option(help: "dummy makes random weights from config.json alone, for benchmarks.")
   var loadFormat = standard.loadFormat
 
@@ -202,6 +209,10 @@ struct EngineOptions: ParsableArguments {
     if disableRadixCache && [.depthFirstWeight, .longestPrefixMatch].contains(schedulePolicy) {
       throw ValidationError(
         "--schedule-policy \(schedulePolicy.rawValue) orders by cached prefixes; it needs the radix cache.")
+    }
+    if packedCache?.isEmpty == true { throw ValidationError("--packed-cache is empty; give 'beside' or a directory.") }
+    if packedCache != nil && loadFormat == .dummy {
+      throw ValidationError("--packed-cache keeps weights of files; leave it out with --load-format dummy.")
     }
     if tokenizerPath?.isEmpty == true { throw ValidationError("--tokenizer-path is empty.") }
   }

@@ -21,17 +21,24 @@ public final class GGUFCheckpoint: WeightStore {
   private let tableType: DType
   private let worker: CPUBackend?
 
+  public var mappedFiles: [MappedFile] { files.files }
+
   /// Maps files and checks that they hold a model that can be served.
   /// - Parameters:
   ///   - paths: the file, or all parts of a split model in order (see `GGUFFiles.find`).
   ///   - dtype: the format of a quantised embedding table; `nil` for bfloat16.
   ///   - worker: turns blocks into numbers on its threads.
+  ///   - readsAhead: whether the kernel is asked for the files at once.
   /// - Throws: `invalidCheckpoint` or `unsupported`.
-  public convenience init(paths: [String], dtype: DType? = nil, worker: CPUBackend? = nil) throws(EngineError) {
-    try self.init(GGUFModelFiles(paths: paths), dtype: dtype, worker: worker)
+  public convenience init(
+    paths: [String], dtype: DType? = nil, worker: CPUBackend? = nil, readsAhead: Bool = true
+  ) throws(EngineError) {
+    try self.init(GGUFModelFiles(paths: paths), dtype: dtype, worker: worker, readsAhead: readsAhead)
   }
 
-  init(_ files: GGUFModelFiles, dtype: DType? = nil, worker: CPUBackend? = nil) throws(EngineError) {
+  init(
+    _ files: GGUFModelFiles, dtype: DType? = nil, worker: CPUBackend? = nil, readsAhead: Bool = true
+  ) throws(EngineError) {
     let metadata = GGUFMetadata(files)
     configuration = try metadata.configuration()
     generation = try metadata.generation(vocabularySize: configuration.vocabularySize)
@@ -48,7 +55,7 @@ public final class GGUFCheckpoint: WeightStore {
       let width = type == .f16 || type == .bf16 ? 2 : 4
       byteCount += tensor.dimensions.reduce(1, *) * width
     }
-    for file in files.files { file.readAhead() }
+    if readsAhead { for file in files.files { file.readAhead() } }
     origin = files.path
     self.byteCount = byteCount
     self.files = files

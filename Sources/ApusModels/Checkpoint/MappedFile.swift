@@ -12,6 +12,8 @@ public final class MappedFile: @unchecked Sendable {
   public let path: String
   /// The file's bytes. They lie at an address that is a multiple of the page size.
   public let bytes: UnsafeRawBufferPointer
+  /// When the file was last changed, in nanoseconds since 1970.
+  public let modified: Int
 
   /// Maps a file.
   /// - Throws: `invalidCheckpoint` if it cannot be opened, is not a regular file, or is empty.
@@ -33,6 +35,7 @@ public final class MappedFile: @unchecked Sendable {
     }
     self.path = path
     self.bytes = UnsafeRawBufferPointer(start: address, count: size)
+    self.modified = Int(status.st_mtim.tv_sec) &* 1_000_000_000 &+ Int(status.st_mtim.tv_nsec)
   }
 
   deinit { munmap(UnsafeMutableRawPointer(mutating: bytes.baseAddress!), bytes.count) }

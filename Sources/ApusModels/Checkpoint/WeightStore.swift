@@ -35,6 +35,8 @@ public protocol WeightStore: Sendable {
   /// A vector of 64-bit or 32-bit integers; `nil` if there is none of that name and type.
   /// - Throws: `invalidCheckpoint` if it has another length.
   func integers(_ name: String, count: Int) throws(EngineError) -> [Int]?
+  /// The files that hold the weights; none for weights that are made up.
+  var mappedFiles: [MappedFile] { get }
 }
 
 /// Bytes in a checkpoint.
@@ -52,6 +54,7 @@ extension WeightStore {
   public func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? { nil }
   public func bytes(_ name: String, shape: [Int]) throws(EngineError) -> StoredBytes? { nil }
   public func integers(_ name: String, count: Int) throws(EngineError) -> [Int]? { nil }
+  public var mappedFiles: [MappedFile] { [] }
 }
 
 /// The safetensors files of a Hugging Face checkpoint directory: `model.safetensors`, or the shards that
@@ -62,9 +65,12 @@ public final class SafetensorsCheckpoint: WeightStore {
   private let files: [SafetensorsFile]
   private let locations: [String: Int]
 
+  public var mappedFiles: [MappedFile] { files.map(\.file) }
+
   /// Maps the files of a directory and checks their headers.
+  /// - Parameter readsAhead: whether the kernel is asked for the files at once.
   /// - Throws: `invalidCheckpoint`.
-  public init(directory: String) throws(EngineError) {
+  public init(directory: String, readsAhead: Bool = true) throws(EngineError) {
     var files: [SafetensorsFile] = []
     var locations: [String: Int] = [:]
     let indexPath = directory + "/model.safetensors.index.json"
@@ -91,7 +97,7 @@ public final class SafetensorsCheckpoint: WeightStore {
       for tensor in file.entries.keys { locations[tensor] = 0 }
       files.append(file)
     }
-    for file in files { file.file.readAhead() }
+    if readsAhead { for file in files { file.file.readAhead() } }
     self.origin = files.count == 1 ? files[0].file.path : directory
     self.byteCount = files.reduce(0) { $0 + $1.file.bytes.count }
     self.files = files

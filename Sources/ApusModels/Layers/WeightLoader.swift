@@ -50,6 +50,8 @@ public final class WeightLoader {
   /// Whether int8 weights of the checkpoint with a scale for each output are.
   private let takesInt8: Bool
   private let progress: ((_ done: Int, _ total: Int) -> Void)?
+  /// Weights that an earlier start packed.
+  private let cache: PackedWeightCache?
   private let total: Int
   private var done = 0
   /// Bytes of the weights packed so far.
@@ -66,12 +68,15 @@ public final class WeightLoader {
   public static let int8ErrorBound = 0.018
 
   /// Prepares to load.
-  /// - Parameter progress: called after each weight with bytes read and the bytes there are.
+  /// - Parameters:
+  ///   - cache: has what an earlier start packed. Weights are asked for in the order in which they are loaded.
+  ///   - progress: called after each weight with bytes read and the bytes there are.
   public init(
     store: any WeightStore, backend: any Backend, options: WeightOptions, layout: ParallelLayout,
-    experts: ExpertOptions = ExpertOptions(), sample: String, expectedBytes: Int,
+    experts: ExpertOptions = ExpertOptions(), sample: String, expectedBytes: Int, cache: PackedWeightCache? = nil,
     progress: ((_ done: Int, _ total: Int) -> Void)?
   ) {
+    self.cache = cache
     self.experts = experts
     self.store = store
     self.backend = backend
@@ -227,11 +232,13 @@ public final class WeightLoader {
 
   /// Packs an output layer that is the embedding table.
   public func tiedOutput(_ table: Tensor) throws(EngineError) -> any LinearWeight {
-    let weight = try backend.packLinear(
-      [
-        WeightSource(
-          address: table.pointer, dtype: table.dtype, rows: table.rows, columns: table.columns, owner: table.memory)
-      ], format: .dense(dtype))
+    let weight = try packed(outputs: table.rows, inputs: table.columns) { () throws(EngineError) in
+      try backend.packLinear(
+        [
+          WeightSource(
+            address: table.pointer, dtype: table.dtype, rows: table.rows, columns: table.columns, owner: table.memory)
+        ], format: .dense(dtype))
+    }
     packedBytes += weight.byteCount
     return weight
   }
@@ -293,7 +300,7 @@ public final class WeightLoader {
   /// Packs a matrix that is stored as codes: as they are, or as the numbers that they stand for.
   func packCodes(_ source: QuantizedSource) throws(EngineError) -> any LinearWeight {
     if keepsStored {
-      let weight = try backend.packLinear([source])
+      let weight = try packed([source])
       packedBytes += weight.byteCount
       if firstFormat == nil { firstFormat = weight.format }
       report(bytes: source.storedBytes)
@@ -316,14 +323,33 @@ public final class WeightLoader {
   }
 
   private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {
-    var weight = try backend.packLinear(sources, format: format)
-    if format == .int8PerChannel, backend.int8Error(weight, sources) > Self.int8ErrorBound {
-      weight = try backend.packLinear(sources, format: .codes(.int8))
-      regroupedLayers += 1
+    let outputs = sources.reduce(0) { $0 + $1.rows }
+    let weight = try packed(outputs: outputs, inputs: sources[0].columns) { () throws(EngineError) in
+      let weight = try backend.packLinear(sources, format: format)
+      let isCoarse = format == .int8PerChannel && backend.int8Error(weight, sources) > Self.int8ErrorBound
+      return isCoarse ? try backend.packLinear(sources, format: .codes(.int8)) : weight
     }
+    if weight.format != format { regroupedLayers += 1 }
     packedBytes += weight.byteCount
     if firstFormat == nil { firstFormat = weight.format }
     for source in sources { report(source) }
+    return weight
+  }
+
+  private func packed(_ sources: [QuantizedSource]) throws(EngineError) -> any LinearWeight {
+    let outputs = sources.reduce(0) { $0 + $1.rows }
+    return try packed(outputs: outputs, inputs: sources[0].columns) { () throws(EngineError) in
+      try backend.packLinear(sources)
+    }
+  }
+
+  /// The next weight of the cache, or one that is packed now and put there.
+  private func packed(
+    outputs: Int, inputs: Int, _ pack: () throws(EngineError) -> any LinearWeight
+  ) throws(EngineError) -> any LinearWeight {
+    if let weight = cache?.next(outputs: outputs, inputs: inputs) { return weight }
+    let weight = try pack()
+    cache?.add(weight)
     return weight
   }
 
@@ -343,7 +369,7 @@ public final class WeightLoader {
     var weights: [any LinearWeight] = []
     var run: [QuantizedSource] = []
     func finishRun() throws(EngineError) {
-      if !run.isEmpty { weights.append(try backend.packLinear(run)) }
+      if !run.isEmpty { weights.append(try packed(run)) }
       run = []
     }
     for (part, source) in zip(parts, quantized) {
@@ -357,7 +383,10 @@ public final class WeightLoader {
         let rows = ParallelLayout.share(of: part.outputs, rank: rank, ranks: ranks)
         plain.address += rows.lowerBound * inputs * plain.dtype.byteCount
         plain.rows = rows.count
-        weights.append(try backend.packLinear([plain], format: .dense(dtype)))
+        weights.append(
+          try packed(outputs: rows.count, inputs: inputs) { () throws(EngineError) in
+            try backend.packLinear([plain], format: .dense(dtype))
+          })
         report(plain)
       }
     }

@@ -33,6 +33,7 @@ public final class QuantizedCheckpoint: WeightStore {
   let checkpoint: SafetensorsCheckpoint
   let quantization: QuantizationConfiguration
   private let helper: CPUBackend?
+  public var mappedFiles: [MappedFile] { checkpoint.mappedFiles }
 
   /// Describes a quantised checkpoint.
   /// - Parameter helper: dequantises on its threads; without one the caller's thread does it.

@@ -219,6 +219,38 @@ void apus_linear_run(
     apus_context *context, const apus_linear *weight, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride);
 
+/// A piece of memory.
+typedef struct {
+  void *address;
+  size_t bytes;
+} apus_region;
+
+/// Pieces of memory that a weight is made of, at most.
+enum { APUS_REGIONS = 3 };
+
+/// What identifies how packed weights lie in memory. To be raised with every change of a layout, of codes or of panels, so
+/// that files of packed weights that an earlier version wrote are not taken.
+enum { APUS_PACKED_LAYOUT = 1 };
+
+/// The memory that a packed weight is made of. Returns how many pieces.
+int apus_linear_regions(const apus_linear *weight, apus_region regions[APUS_REGIONS]);
+
+/// A packed weight over memory that holds what `apus_linear_regions` gave for an equal one, aligned to 64 bytes. It is only
+/// read, and must live longer than the weight. Returns NULL if the sizes are not those of such a weight or when there is no
+/// memory.
+apus_linear *apus_linear_view(
+    int64_t outputs, int64_t inputs, apus_dtype format, const apus_region regions[APUS_REGIONS], int count);
+
+/// The same for weights that stay quantised.
+apus_linear *apus_linear_view_codes(
+    int64_t outputs, int64_t inputs, const apus_code_layout *layout, const apus_region regions[APUS_REGIONS],
+    int count);
+
+/// A checksum of 64 bits of memory, computed on all threads, against damage and not against attackers. Pieces of 256 KiB are
+/// summed by themselves in eight lanes of 8 bytes; each word is mixed in by a bijection, so that a change of a single word
+/// always changes the sum.
+uint64_t apus_checksum(apus_context *context, const void *memory, size_t bytes);
+
 /// Outputs of a weight that are packed together: panels of 64.
 int64_t apus_linear_panels(const apus_linear *weight);
 
