@@ -185,6 +185,8 @@ public final class Engine: GenerationService {
     options.memoryFraction = configuration.memoryFraction
     options.kvCacheTokens = configuration.maxTotalTokens
     if configuration.speculativeDraftTokens > 0 {
+      options.draftTree = DraftTreeShape(
+        width: configuration.speculativeTopK, tokens: configuration.speculativeTreeTokens)
       options.drafting =
         switch configuration.speculativeAlgorithm {
         case .ngram: .ngram(capacity: configuration.speculativeNgramCapacity)
@@ -553,7 +555,10 @@ public final class Engine: GenerationService {
       return "\(hundredths / 100).\(hundredths % 100 < 10 ? "0" : "")\(hundredths % 100)"
     }
     return
-      "drafts   \(configuration.speculativeAlgorithm.rawValue), at most \(configuration.speculativeDraftTokens) a step; "
+      "drafts   \(configuration.speculativeAlgorithm.rawValue), at most \(configuration.speculativeDraftTokens) a step"
+      + (configuration.speculativeTopK > 1
+        ? " in a row, \(configuration.speculativeTreeTokens) in a tree of \(configuration.speculativeTopK) for one place; "
+        : "; ")
       + "a further row costs \(share(costs.row)) of a step of one, drafting it \(share(costs.draft))"
   }
 

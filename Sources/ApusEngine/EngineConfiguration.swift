@@ -120,6 +120,10 @@ public struct EngineConfiguration: Sendable {
   /// it comes faster where few requests run and drafts are often right. How many are drafted follows from how they fare and
   /// from what they cost, which is measured at the start.
   public var speculativeDraftTokens = 0
+  /// Tokens that a drafting model drafts for one place, at most: above 1 drafts are trees (SGLang's eagle-topk).
+  public var speculativeTopK = 1
+  /// The most tokens of a tree; `speculativeDraftTokens` is how many of them stand one behind the other, at most.
+  public var speculativeTreeTokens = 8
   /// Who drafts them.
   public var speculativeAlgorithm = SpeculativeAlgorithm.ngram
   /// The checkpoint of the draft model for `.standalone`, which must have the model's tokenizer, or of the head for `.eagle`
@@ -155,6 +159,15 @@ public struct EngineConfiguration: Sendable {
     }
     if speculativeDraftTokens < 0 || speculativeDraftTokens > 64 {
       throw refuse("The number of draft tokens must be in 0...64, got \(speculativeDraftTokens).")
+    }
+    if speculativeTopK < 1 || speculativeTopK > 8 {
+      throw refuse("The number of tokens drafted for one place must be in 1...8, got \(speculativeTopK).")
+    }
+    if speculativeTopK > 1 && speculativeDraftTokens > 0 && speculativeAlgorithm == .ngram {
+      throw refuse("Draft trees need a model that drafts; n-grams are looked up one after the other.")
+    }
+    if speculativeTreeTokens < 1 || speculativeTreeTokens > 64 {
+      throw refuse("The number of tokens of a draft tree must be in 1...64, got \(speculativeTreeTokens).")
     }
     if speculativeNgramCapacity < 0 || speculativeNgramCapacity > 1 << 28 {
       throw refuse("The n-gram capacity must be in 0...\(1 << 28) tokens, got \(speculativeNgramCapacity).")

@@ -53,6 +53,8 @@ public struct ModelOptions: Sendable {
 
   /// Who drafts tokens for speculative decoding.
   public var drafting = Drafting.none
+  /// How wide a model drafts: a tree where more than one token is drafted for one place.
+  public var draftTree = DraftTreeShape()
 
   /// Drafters of speculative decoding.
   public enum Drafting: Sendable, Equatable {
@@ -241,16 +243,20 @@ public enum ModelLoader {
     if let network {
       activations += ModelDrafter.fixedBytes(
         network, target: model, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,
-        maxRunningRequests: options.maxRunningRequests)
+        maxRunningRequests: options.maxRunningRequests, tree: options.draftTree)
     }
+    // For the leaves of trees: those of four requests or so.
+    let treePages = network != nil && options.draftTree.width > 1 ? 64 : 0
+    activations +=
+      treePages * KVPool.bytesPerPage(layerCount: configuration.layerCount, layout: model.kvLayout, dtype: kvDType)
     let pageCount = try pageCount(
       options: options, bytesPerPage: bytesPerPage, contextLength: model.contextLength, activationBytes: activations)
     let pool = try KVPool(
-      layerCount: configuration.layerCount, pageCount: pageCount, layout: model.kvLayout, dtype: kvDType,
+      layerCount: configuration.layerCount, pageCount: pageCount + treePages, layout: model.kvLayout, dtype: kvDType,
       backend: backend)
     let steps = try StepRunner(
       model: model, pool: pool, backend: backend, maxTokensPerStep: options.maxTokensPerStep,
-      maxRunningRequests: options.maxRunningRequests, maskThreads: options.maskThreads)
+      maxRunningRequests: options.maxRunningRequests, maskThreads: options.maskThreads, treePages: treePages)
     if let network {
       if !network.capturedLayers.isEmpty {
         steps.state.capture = try HiddenCapture(
@@ -259,7 +265,7 @@ public enum ModelLoader {
       }
       steps.drafter = try ModelDrafter(
         network, target: model, pageCount: pageCount, kvDType: kvDType, maxTokensPerStep: options.maxTokensPerStep,
-        maxRunningRequests: options.maxRunningRequests, backend: backend)
+        maxRunningRequests: options.maxRunningRequests, tree: options.draftTree, backend: backend)
     } else if case .ngram(let capacity) = options.drafting {
       steps.drafter = NgramDrafter(capacity: capacity)
     }

@@ -47,15 +47,24 @@ extension StepRunner {
       else { continue }
       let line = DraftLine(
         slot: slot, request: index, tokens: sequences[slot], computed: Int(share.start) + kept,
-        limit: Int(share.draftLimit), sampler: fork)
+        limit: Int(share.draftLimit), least: share.draftLeast, sampler: fork)
       // Behind the end of a text nothing follows.
       if sequences[slot].suffix(count).contains(where: fork.stops(at:)) { line.end() }
       lines.append(line)
     }
     drafter.follow(
-      FinishedStep(batch: batch, model: model, state: state, rowStart: rowStart, keptCounts: keptCounts))
+      FinishedStep(
+        batch: batch, model: model, state: state, rowStart: rowStart, keptCounts: keptCounts,
+        acceptedNodes: acceptedNodes))
     if lines.contains(where: { !$0.isDone }) { drafter.draft(lines, in: batch) }
-    for line in lines where !line.drafts.isEmpty { result.drafts.append((line.request, line.drafts)) }
+    var pagesLeft = treePages
+    for line in lines where !line.drafts.isEmpty {
+      // As many leaves as there are pages for.
+      while let tree = line.tree, !tree.isChain, tree.extraPages > pagesLeft { line.dropLast() }
+      pagesLeft -= line.tree?.extraPages ?? 0
+      result.drafts.append((line.request, line.drafts))
+      if let tree = line.tree, !tree.isChain { result.draftParents.append((line.request, tree.parents)) }
+    }
   }
 
   /// Has the logits seen that a drafting model's drafts are drawn from, one row after the other. For tests.

@@ -26,6 +26,14 @@ public final class StepRunner: @unchecked Sendable {
   var drafter: (any Drafter)?
   /// By slot: all tokens known, where somebody drafts.
   var sequences: [[TokenID]] = []
+  /// Pages of the pool behind those that requests have, for the leaves of draft trees.
+  let treePages: Int
+  /// The step's trees.
+  var trees = TreePass(ScheduleBatch(), scratch: 0..<0)
+  /// By request of the step: the drafts that were accepted, where they are a tree.
+  var acceptedNodes: [Int: [Int]] = [:]
+  /// How many trees were verified, and how many times the text went another way than the most likely one. For tests.
+  package internal(set) var treeCounts = (verified: 0, moved: 0)
 
   // The pass, flat.
   private let tokens: UnsafeMutablePointer<TokenID>
@@ -52,6 +60,8 @@ public final class StepRunner: @unchecked Sendable {
   /// Tokens that a grammar forces after those, in reverse.
   private var stillForced: [TokenID] = []
   private var isVerifying = false
+  /// The row that the next token is drawn from: the number of drafts before it in the list.
+  private var verifiedDraft = 0
   let masks: MaskFiller
   private var asksForMasks = false
   /// When the last step ended.
@@ -76,11 +86,13 @@ public final class StepRunner: @unchecked Sendable {
   ///
   /// - Parameter maskThreads: threads that fill grammars' masks while the model computes, at most; `nil` for as many as the
   ///   machine suggests. With none every mask is filled just before its draw. Changes no bit of any result.
+  /// - Parameter treePages: how many pages at the end of the pool belong to draft trees and to no request.
   /// - Throws: `outOfMemory`.
   public init(
     model: LanguageModel, pool: KVPool, backend: any Backend, maxTokensPerStep: Int, maxRunningRequests: Int,
-    maskThreads: Int? = nil
+    maskThreads: Int? = nil, treePages: Int = 0
   ) throws(EngineError) {
+    self.treePages = treePages
     precondition(maxTokensPerStep >= 1 && maxRunningRequests >= 1)
     self.model = model
     self.pool = pool
@@ -151,6 +163,7 @@ public final class StepRunner: @unchecked Sendable {
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
       insertExtras(into: &result)
+      if !trees.isEmpty { settleTrees(batch, result) }
       if drafter != nil {
         let begin = monotonicSeconds()
         draft(batch, into: &result)
@@ -191,6 +204,8 @@ public final class StepRunner: @unchecked Sendable {
     require(batch.requests.count <= maxRunningRequests, "A step has more requests than there are slots.")
     var rows = 0
     var reach = 0
+    acceptedNodes.removeAll(keepingCapacity: true)
+    trees = TreePass(batch, scratch: pool.pageCount - treePages..<pool.pageCount)
     for (index, request) in batch.requests.enumerated() {
       let (first, count) = (Int(request.start), Int(request.count))
       require(count >= 1 && rows + count <= maxTokensPerStep, "A step has more tokens than its limit.")
@@ -200,7 +215,16 @@ public final class StepRunner: @unchecked Sendable {
       rowStart[index] = Int32(rows)
       start[index] = request.start
       pageOffset[index] = request.pageOffset
+      let known = count - Int(request.draftCount)
       for offset in 0..<count {
+        if !trees.isEmpty {
+          let node = trees.layouts[index] != nil && offset >= known ? offset - known : -1
+          let position = node < 0 ? first + offset : first + known - 1 + trees.layouts[index]!.depths[node]
+          tokens[rows + offset] = batch.tokens[Int(request.tokenOffset) + offset]
+          positions[rows + offset] = Int32(position)
+          kvSlots[rows + offset] = trees.place(row: rows + offset, request: index, position: position, node: node)
+          continue
+        }
         let position = first + offset
         let page = batch.pages[Int(request.pageOffset) + position / kvPageSize]
         tokens[rows + offset] = batch.tokens[Int(request.tokenOffset) + offset]
@@ -214,6 +238,7 @@ public final class StepRunner: @unchecked Sendable {
     rowStart[batch.requests.count] = Int32(rows)
 
     model.prepare(positions: reach)
+    if !trees.isEmpty { return forwardTrees(rows: rows, tokens: tokens, positions: positions, slots: kvSlots) }
     batch.pages.withUnsafeBufferPointer { pages in
       state.begin(
         ForwardBatch(
@@ -245,12 +270,14 @@ public final class StepRunner: @unchecked Sendable {
     var tokenIndex = 0
     for (index, request) in batch.requests.enumerated() where draws(request) {
       if request.draftCount > 0 {
+        let base = Int(request.start + request.count - request.draftCount)
         for draft in 0...request.draftCount {
           let fromEnd = request.draftCount - draft
+          let depth = draft == 0 ? 0 : depth(request: index, draft: Int(draft) - 1)
           plan.append(
             LogitRow(
               row: rowStart[index + 1] - 1 - fromEnd, request: index, tokenIndex: tokenIndex,
-              position: Int(request.start + request.count - fromEnd), purpose: .verify, draft: Int(draft)))
+              position: base + depth, purpose: .verify, draft: Int(draft)))
         }
       }
       tokenIndex += 1
@@ -357,10 +384,13 @@ public final class StepRunner: @unchecked Sendable {
   private func verify(_ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult) {
     if entry.draft == 0 {
       isVerifying = true
+      verifiedDraft = 0
+      acceptedNodes[entry.request] = nil
       verified.removeAll(keepingCapacity: true)
       stillForced.removeAll(keepingCapacity: true)
     }
-    guard isVerifying else { return }
+    // Of a tree only the rows on the way of the text count.
+    guard isVerifying, entry.draft == verifiedDraft else { return }
     let request = batch.requests[entry.request]
     let slot = Int(request.slot)
     // What a grammar forces is not drawn here either: plain decoding would not have asked the model how to spell it.
@@ -369,7 +399,7 @@ public final class StepRunner: @unchecked Sendable {
     // was drawn before it stands, and may have ended the request.
     let isFirst = verified.isEmpty
     if next == nil, isFirst || row.isFinite(row: 0),
-      let token = draw(batch, entry, row, offset: entry.draft, into: &result), token >= 0
+      let token = draw(batch, entry, row, offset: verified.count, into: &result), token >= 0
     {
       slots[slot]!.append(token)
       stillForced = slots[slot]!.takeForcedTokens(after: entry.position).reversed()
@@ -377,8 +407,10 @@ public final class StepRunner: @unchecked Sendable {
     }
     if let token = next {
       verified.append(token)
-      let draft = Int(request.tokenOffset + request.count - request.draftCount) + entry.draft
-      if entry.draft < Int(request.draftCount) && batch.tokens[draft] == token { return }
+      if let draft = follower(of: entry.draft - 1, token: token, request: entry.request, in: batch) {
+        verifiedDraft = draft + 1
+        return
+      }
     } else if isFirst, !result.failures.contains(where: { $0.request == entry.request }) {
       failDraw(entry.request, slot: slot, into: &result)
     }

@@ -71,6 +71,10 @@ final class Req {
   var draftCount = 0
   /// Tokens that the executor proposed to follow `tokens`; the next step verifies them.
   var drafts: [TokenID] = []
+  /// Which of them each one follows, or -1 for the last token; empty where each follows the one before.
+  var draftParents: [Int32] = []
+  /// How many of the drafts being verified stand one behind the other, at most.
+  var draftDepth = 0
   /// How many tokens are drafted for the request at a time.
   var pace = DraftPace()
   /// How its draft tokens fared.

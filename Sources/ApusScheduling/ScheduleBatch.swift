@@ -25,8 +25,13 @@ public struct ScheduledRequest: Sendable, Equatable {
   /// How many of the tokens, the last ones, are drafts (speculative decoding). The row before the first and the row of each
   /// are drawn from in turn, as long as the draw before was what had been drafted.
   public var draftCount: Int32
-  /// How many draft tokens are wanted for the next step, at most; 0 for none.
+  /// How many draft tokens are wanted for the next step, one behind the other, at most; 0 for none.
   public var draftLimit: Int32
+  /// The least chance of being accepted with which a draft token is worth its row, beside others of its place.
+  public var draftLeast: Float = 0
+  /// Where the drafts are a tree: the index in `ScheduleBatch.parents` of the first one's parent. -1 where each draft follows
+  /// the one before.
+  public var parentOffset: Int32 = -1
   /// The first position whose *next* token's log-probability is wanted, for prompt log-probabilities; `Int32.max` for
   /// none. Of the rows computed, those at positions in promptLogprobStart..<promptLogprobEnd are reported.
   public var promptLogprobStart: Int32
@@ -102,6 +107,9 @@ public struct ScheduleBatch: Sendable {
   public var tokens: [TokenID] = []
   /// Page tables, flat: page `p` of a request holds positions p * kvPageSize..<(p + 1) * kvPageSize.
   public var pages: [Int32] = []
+  /// Of drafts that are trees, flat: the number of the draft that each one follows, among its request's, or -1 for the last
+  /// known token. A draft comes before those that follow it.
+  public var parents: [Int32] = []
 
   /// An empty batch.
   public init() {}
@@ -113,6 +121,7 @@ public struct ScheduleBatch: Sendable {
     requests.removeAll(keepingCapacity: true)
     tokens.removeAll(keepingCapacity: true)
     pages.removeAll(keepingCapacity: true)
+    parents.removeAll(keepingCapacity: true)
   }
 }
 
@@ -127,8 +136,11 @@ public struct StepResult: Sendable {
   /// How many draft tokens were accepted, for each request that had some: (index in `requests`, count).
   public var acceptedDrafts: [(request: Int, count: Int)] = []
   /// Tokens that a drafter proposes to follow those that the step brought, for requests whose share has a `draftLimit`:
-  /// (index in `requests`, at most that many tokens). A request for which nothing is proposed is missing.
+  /// (index in `requests`, at most that many tokens one behind the other). A request for which nothing is proposed is missing.
   public var drafts: [(request: Int, tokens: [TokenID])] = []
+  /// For those of `drafts` that are trees: the number of the draft that each one follows, or -1 for none, as in
+  /// `ScheduleBatch.parents`.
+  public var draftParents: [(request: Int, parents: [Int32])] = []
   /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
   public var logprobs: [(index: Int, values: PositionLogprobs)] = []
   /// Log-probabilities of prompt tokens: (index in the batch's `requests`, position of the token, values). `chosen` is
@@ -152,6 +164,7 @@ public struct StepResult: Sendable {
     tokenCounts.removeAll(keepingCapacity: true)
     acceptedDrafts.removeAll(keepingCapacity: true)
     drafts.removeAll(keepingCapacity: true)
+    draftParents.removeAll(keepingCapacity: true)
     logprobs.removeAll(keepingCapacity: true)
     promptLogprobs.removeAll(keepingCapacity: true)
     failures.removeAll(keepingCapacity: true)

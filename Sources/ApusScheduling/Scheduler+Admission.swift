@@ -274,6 +274,7 @@ extension Scheduler {
     req.state = .retracting
     req.retractions += 1
     req.drafts.removeAll()
+    req.draftParents.removeAll()
     counts.retractions += 1
     leavingPages += req.pages.count
     enqueue(req)

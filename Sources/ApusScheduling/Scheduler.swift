@@ -252,6 +252,7 @@ public struct Scheduler: ~Copyable {
   private func takeDrafts(of req: Req, budget: Int) -> [TokenID] {
     if req.drafts.isEmpty { return [] }
     let drafts = req.drafts
+    // What is left out is the end of a list in which nobody comes before the one that it follows.
     req.drafts.removeAll(keepingCapacity: true)
     // A draft needs to know the tokens before it, and the last token wanted needs no draft behind it.
     guard req.pendingDraws == 0 else { return [] }
@@ -287,6 +288,7 @@ public struct Scheduler: ~Copyable {
       let limit = min(isTrying ? max(1, paced) : paced, room)
       guard limit > 0 else { continue }
       batch.requests[index].draftLimit = Int32(limit)
+      batch.requests[index].draftLeast = Float(min(draftCosts.leastChance(requests: running.count), 1))
       awaitsDrafts = true
     }
     return .drafting
@@ -342,7 +344,7 @@ public struct Scheduler: ~Copyable {
     counts.verifications += 1
     req.speculation =
       req.speculation + SpeculationCounts(verifications: 1, draftTokens: count, acceptedTokens: accepted)
-    req.pace.note(accepted: accepted, of: count)
+    req.pace.note(accepted: accepted, of: req.draftDepth)
     guard req.state == .running else { return }
     req.scheduledCount = req.computedCount
     while req.pages.count > pageCount(for: req.scheduledCount) { allocator.release(req.pages.removeLast()) }
@@ -402,14 +404,28 @@ public struct Scheduler: ~Copyable {
       share.promptLogprobStart = Int32(row)
       share.promptLogprobEnd = Int32(req.promptCount - 1)
     }
+    req.draftDepth = drafts.count
+    if !drafts.isEmpty && !req.draftParents.isEmpty {
+      share.parentOffset = Int32(batch.parents.count)
+      batch.parents.append(contentsOf: req.draftParents.prefix(drafts.count))
+      req.draftDepth = Self.depth(req.draftParents.prefix(drafts.count))
+    }
     batch.pages.append(contentsOf: req.pages)
     batch.requests.append(share)
     req.scheduledCount = end
     req.inFlightCount += 1
     req.drafts.removeAll(keepingCapacity: true)
+    req.draftParents.removeAll(keepingCapacity: true)
     if samples { req.pendingDraws += 1 + drafts.count }
     req.draftCount = drafts.count
     return true
+  }
+
+  /// How many drafts of a tree stand one behind the other, at most.
+  private static func depth(_ parents: ArraySlice<Int32>) -> Int {
+    var depths: [Int] = []
+    for parent in parents { depths.append(parent < 0 ? 1 : depths[Int(parent)] + 1) }
+    return depths.max() ?? 0
   }
 
   /// A page that is free or, at the cost of the least recently used prefix, made so. The caller has seen that there is one.
@@ -442,6 +458,7 @@ public struct Scheduler: ~Copyable {
     var failureIndex = 0
     var draftIndex = 0
     var proposalIndex = 0
+    var treeIndex = 0
     var hasEnds = false
     for index in batch.requests.indices {
       let share = batch.requests[index]
@@ -469,6 +486,11 @@ public struct Scheduler: ~Copyable {
       if proposalIndex < result.drafts.count && result.drafts[proposalIndex].request == index {
         proposal = result.drafts[proposalIndex].tokens
         proposalIndex += 1
+      }
+      var parents: [Int32] = []
+      if treeIndex < result.draftParents.count && result.draftParents[treeIndex].request == index {
+        parents = result.draftParents[treeIndex].parents
+        treeIndex += 1
       }
       let firstPrompt = promptIndex
       while promptIndex < result.promptLogprobs.count && result.promptLogprobs[promptIndex].request == index {
@@ -506,7 +528,7 @@ public struct Scheduler: ~Copyable {
               appendToken(result.tokens[index], logprobs: entry, to: req)
               if index > drawn.lowerBound + accepted { counts.forcedTokens += 1 }
             }
-            if req.state == .running { req.drafts = proposal }
+            if req.state == .running { (req.drafts, req.draftParents) = (proposal, parents) }
           } else if req.maxOutputs == 0 && req.computedCount == req.promptCount {
             start(req)
             finish(req, .length, compacts: false)
@@ -519,7 +541,8 @@ public struct Scheduler: ~Copyable {
     invariant(
       tokenIndex == result.tokens.count && promptIndex == result.promptLogprobs.count
         && logprobIndex == result.logprobs.count && failureIndex == result.failures.count
-        && draftIndex == result.acceptedDrafts.count && proposalIndex == result.drafts.count,
+        && draftIndex == result.acceptedDrafts.count && proposalIndex == result.drafts.count
+        && treeIndex == result.draftParents.count,
       "the result's lists are not in the batch's order")
 
     if hasEnds { running.removeAll { $0.state != .running } }

@@ -26,6 +26,10 @@ import Testing
     #expect(first.speculativeAlgorithm == .eagle)
     let none = try await configuration("--speculative-algorithm EAGLE")
     #expect(none.speculativeAlgorithm == .nextn)
+    let tree = try await configuration(
+      "--speculative-algorithm nextn --speculative-eagle-topk 4 --speculative-num-steps 3 --speculative-num-draft-tokens 9"
+    )
+    #expect(tree.speculativeTopK == 4 && tree.speculativeDraftTokens == 3 && tree.speculativeTreeTokens == 9)
     let steps = try await configuration("--speculative-algorithm mtp --speculative-num-steps 3")
     #expect(steps.speculativeDraftTokens == 3)
     let both = try await configuration(
@@ -39,7 +43,10 @@ import Testing
   }
 
   @Test(arguments: [
-    "--speculative-num-draft-tokens 3", "--speculative-num-steps 3", "--speculative-ngram-capacity 5",
+    "--speculative-num-draft-tokens 3", "--speculative-eagle-topk 2",
+    "--speculative-algorithm mtp --speculative-eagle-topk 9",
+    "--speculative-algorithm ngram --speculative-eagle-topk 2",
+    "--speculative-num-steps 3", "--speculative-ngram-capacity 5",
     "--speculative-algorithm ngram --speculative-num-steps 3", "--speculative-algorithm standalone",
     "--speculative-algorithm ngram --draft-model /", "--speculative-algorithm mtp --speculative-num-steps 0",
     "--speculative-algorithm ngram --speculative-num-draft-tokens 65", "--speculative-algorithm eagle3",

@@ -31,7 +31,11 @@ import Testing
     return config
   }
 
-  enum Drafter: String, CaseIterable { case ngram, prediction, model, eagle }
+  enum Drafter: String, CaseIterable {
+    case ngram, prediction, model, eagle, predictionTree, modelTree, eagleTree
+
+    var isTree: Bool { rawValue.hasSuffix("Tree") }
+  }
 
   /// A model that lasts for many scenarios, which it does not know of each other.
   private static func load(_ drafter: Drafter?, latent: Bool) throws -> LoadedModel {
@@ -40,18 +44,19 @@ import Testing
     options.maxTokensPerStep = 640
     options.maxRunningRequests = 16
     options.kvCacheTokens = 200 * kvPageSize
+    if drafter?.isTree == true { options.draftTree = DraftTreeShape(width: 4, tokens: 10) }
     switch drafter {
     case nil: break
     case .ngram: options.drafting = .ngram(capacity: 500)
-    case .prediction: options.drafting = .prediction
-    case .model, .eagle:
+    case .prediction, .predictionTree: options.drafting = .prediction
+    case .model, .eagle, .modelTree, .eagleTree:
       // The first of the target's layers and its output layer: it often knows what the target will say. Or a head that knows
       // two thirds of the vocabulary.
       let folder = FileManager.default.temporaryDirectory.appendingPathComponent("apus-draft-\(UUID())").path
       try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
       defer { try? FileManager.default.removeItem(atPath: folder) }
       var members = configuration(latent: latent, layers: 1)
-      if drafter == .eagle {
+      if drafter == .eagle || drafter == .eagleTree {
         members["architectures"] = ["LlamaForCausalLMEagle3"]
         members["draft_vocab_size"] = 16
         members["eagle_aux_hidden_state_layer_ids"] = [0, 1]
@@ -60,7 +65,8 @@ import Testing
       var writer = JSONWriter()
       writer.value(json)
       try Data(writer.bytes).write(to: URL(fileURLWithPath: folder + "/config.json"))
-      options.drafting = drafter == .model ? .model(path: folder) : .eagle(path: folder, isThird: true)
+      options.drafting =
+        drafter == .model || drafter == .modelTree ? .model(path: folder) : .eagle(path: folder, isThird: true)
       return try load(options, latent: latent)
     }
     return try load(options, latent: latent)
@@ -149,7 +155,7 @@ import Testing
 
   @Test(arguments: Drafter.allCases)
   func outputIsThatOfPlainDecoding(drafter: Drafter) throws {
-    let latent = drafter == .prediction
+    let latent = drafter == .prediction || drafter == .predictionTree
     let plain = try Self.load(nil, latent: latent)
     let drafting = try Self.load(drafter, latent: latent)
     var counts = SpeculationCounts()
@@ -183,6 +189,10 @@ import Testing
     }
     #expect(compared > 100 * Int(Self.seedCount) && retracted > 0 && forced > 0)
     #expect(counts.acceptedTokens > 30 && counts.draftTokens > counts.acceptedTokens + 100, "\(drafter): \(counts)")
+    if drafter.isTree {
+      let trees = drafting.steps.treeCounts
+      #expect(trees.verified > 100 && trees.moved > 30, "\(drafter): \(trees)")
+    }
   }
 
   /// Pearson's test of the third token of 4000 sampled answers against its exact distribution, at a level of 0.001. The seeds

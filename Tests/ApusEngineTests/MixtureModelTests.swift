@@ -70,6 +70,32 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
     }
   }
 
+  @Test("Trees of its prediction layer bring at least as many tokens per verification as chains, and no token changes")
+  func draftTrees() async throws {
+    let asked = try ["story", "extraction", "list_copy"].flatMap { try questions($0, 3) }
+    var lengths: [Double] = []
+    var answers: [[[TokenID]]] = []
+    for width in [1, 4] {
+      var drafting = configuration()
+      drafting.speculativeAlgorithm = .nextn
+      drafting.speculativeDraftTokens = 3
+      drafting.speculativeTopK = width
+      drafting.speculativeTreeTokens = 12
+      drafting.speculativeCosts = DraftCosts(row: 0.02, draft: 0)
+      try await withEngine(drafting) { engine in
+        var texts: [[TokenID]] = []
+        for question in asked { texts.append(try await ask(question, engine)) }
+        answers.append(texts)
+        let counts = engine.statistics().speculation
+        #expect(counts.verifications > 30, "\(counts)")
+        lengths.append(counts.acceptLength)
+      }
+    }
+    #expect(answers[0] == answers[1])
+    #expect(lengths[1] >= lengths[0], "\(lengths)")
+    print("Tokens per verification: \(lengths[0]) with chains, \(lengths[1]) with trees.")
+  }
+
   @Test("On questions of one kind the busiest expert of every layer has more than twice the mean's tokens")
   func loads() async throws {
     var recording = configuration()

@@ -63,6 +63,8 @@ extension EngineOptions {
     configuration.enablesJumpForward = !disableJumpForward
     configuration.jsonWhitespace = constrainedJsonWhitespace
     configuration.speculativeDraftTokens = draftTokens
+    if let speculativeEagleTopk { configuration.speculativeTopK = speculativeEagleTopk }
+    if let speculativeNumDraftTokens { configuration.speculativeTreeTokens = speculativeNumDraftTokens }
     if let drafting { configuration.speculativeAlgorithm = drafting.engineAlgorithm }
     if let speculativeDraftModelPath {
       configuration.speculativeDraftModelPath = try await locateModel(speculativeDraftModelPath, isQuiet: isQuiet).path

@@ -134,9 +134,15 @@ struct EngineOptions: ParsableArguments {
 
   @Option(
     help: ArgumentHelp(
-      "With a speculative algorithm: draft tokens verified at most per step, 1 to 64. Default: 8 for ngram, else what "
-        + "--speculative-num-steps says.", valueName: "count"))
+      "With a speculative algorithm: draft tokens verified at most per step, 1 to 64. Default: 8 for ngram and for "
+        + "trees, else what --speculative-num-steps says.", valueName: "count"))
   var speculativeNumDraftTokens: Int?
+
+  @Option(
+    help: ArgumentHelp(
+      "With a model that drafts: tokens drafted for one place, at most, 1 to 8. Above 1 drafts are a tree, of which "
+        + "--speculative-num-draft-tokens are verified, those that seem most likely. Default: 1.", valueName: "count"))
+  var speculativeEagleTopk: Int?
 
   @Option(
     help: ArgumentHelp(
@@ -344,8 +350,17 @@ extension EngineOptions {
     ] {
       if let value, !(1...64).contains(value) { throw ValidationError("\(flag) must be from 1 to 64, got \(value).") }
     }
+    if let speculativeEagleTopk {
+      if !(1...8).contains(speculativeEagleTopk) {
+        throw ValidationError("--speculative-eagle-topk must be from 1 to 8, got \(speculativeEagleTopk).")
+      }
+      if drafting == .ngram && speculativeEagleTopk > 1 {
+        throw ValidationError("--speculative-eagle-topk is for models that draft; ngram drafts chains.")
+      }
+    }
     guard let drafting else {
       for (flag, isGiven) in [
+        ("--speculative-eagle-topk", speculativeEagleTopk != nil),
         ("--speculative-num-draft-tokens", speculativeNumDraftTokens != nil),
         ("--speculative-num-steps", speculativeNumSteps != nil),
         ("--speculative-ngram-capacity", speculativeNgramCapacity != nil),

@@ -31,6 +31,16 @@ struct FinishedStep {
   let rowStart: UnsafePointer<Int32>
   /// For each request of the batch, how many of its tokens stay: all but rejected drafts.
   let keptCounts: [Int]
+  /// By request whose drafts are a tree: those that were accepted.
+  let acceptedNodes: [Int: [Int]]
+
+  /// The row of a token that stays.
+  func row(request: Int, token: Int) -> Int32 {
+    let share = batch.requests[request]
+    let known = Int(share.count - share.draftCount)
+    guard token >= known, let nodes = acceptedNodes[request] else { return rowStart[request] + Int32(token) }
+    return rowStart[request] + Int32(known + nodes[token - known])
+  }
 }
 
 /// A request for which tokens are drafted, and its drafts so far. It goes the way that the sampler would: penalties,
@@ -44,11 +54,22 @@ final class DraftLine {
   /// Positions whose K/V the target has.
   let computed: Int
   let limit: Int
+  /// The least score with which a draft is worth its row beside others of its place.
+  let least: Float
   private(set) var drafts: [TokenID] = []
+  /// Where the drafts are a tree: which of them each one follows, -1 for none.
+  private(set) var parents: [Int32] = []
+  /// While a tree is made: its candidates, and the sampler behind each of those that are gone on from (-1 for the last known
+  /// token).
+  var candidates: [DraftCandidate] = []
+  var openSamplers: [Int: SamplerSlot] = [:]
   private(set) var isDone: Bool
   private var sampler: SamplerSlot
 
-  init(slot: Int, request: Int, tokens: [TokenID], computed: Int, limit: Int, sampler: SamplerSlot) {
+  init(
+    slot: Int, request: Int, tokens: [TokenID], computed: Int, limit: Int, least: Float = 0, sampler: SamplerSlot
+  ) {
+    self.least = least
     self.slot = slot
     self.request = request
     self.tokens = tokens
@@ -82,6 +103,26 @@ final class DraftLine {
     guard token >= 0, sampler.tryAppend(token) else { return end() }
     // What is forced needs no drafter; behind it nothing is known yet.
     if !add(token).isEmpty { end() }
+  }
+
+  /// Makes ready for a tree.
+  func beginTree() { openSamplers = [-1: sampler] }
+
+  /// Takes a tree.
+  func take(tokens: [TokenID], parents: [Int32]) {
+    drafts = tokens
+    self.parents = parents
+  }
+
+  /// The tree that the drafts are; `nil` where they are a chain.
+  var tree: TreeLayout? {
+    parents.isEmpty ? nil : TreeLayout(parents: parents, base: tokens.count - 1)
+  }
+
+  /// Leaves the last draft of a tree out.
+  func dropLast() {
+    drafts.removeLast()
+    parents.removeLast()
   }
 
   /// Drafts no more.

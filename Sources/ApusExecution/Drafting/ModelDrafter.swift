@@ -56,6 +56,10 @@ final class ModelDrafter: Drafter {
   static let maxLines = 64
   /// Pages of a line's scratch: room for the most drafts, and for the tokens of which the target has no K/V yet.
   static let scratchPages = 8
+  /// Lines for which trees are drafted at once, at most; where there are more, chains are.
+  static let treeLines = 4
+  /// The deepest tree: a way through it lies in two pages behind the sequence's whole ones.
+  static let treeDepth = 16
 
   private let network: Network
   private let target: LanguageModel
@@ -63,6 +67,10 @@ final class ModelDrafter: Drafter {
   private let pool: KVPool
   /// The target's pages; scratch pages follow.
   private let pageCount: Int
+  /// How many tokens are drafted for one place, and for all places of a tree; 1 for chains.
+  private let tree: DraftTreeShape
+  /// The first of the pages for ways through trees: by line, two for each way, twice in turns.
+  private let treeBase: Int
   private let state: ForwardState
   private let maxRows: Int
   /// Rows that are made up for in one step, at most, so that a long prompt does not keep others waiting. The next steps go
@@ -103,17 +111,20 @@ final class ModelDrafter: Drafter {
   /// - Throws: `outOfMemory`; `unsupported` for a cache format that the layers cannot have.
   init(
     _ network: Network, target: LanguageModel, pageCount: Int, kvDType: DType, maxTokensPerStep: Int,
-    maxRunningRequests: Int, backend: any Backend
+    maxRunningRequests: Int, tree: DraftTreeShape = DraftTreeShape(), backend: any Backend
   ) throws(EngineError) {
+    self.tree = tree
     self.network = network
     self.target = target
     self.backend = backend
     self.pageCount = pageCount
-    let lines = min(Self.maxLines, maxRunningRequests)
+    let fewest = min(Self.maxLines, maxRunningRequests)
+    let lines = max(fewest, Self.treeRows(tree))
     maxRows = min(max(lines, 256), max(lines, maxTokensPerStep))
     // A prediction layer is one layer of many.
     if case .prediction = network { missingRows = 8 * maxRows } else { missingRows = maxRows }
-    let allPages = pageCount + lines * Self.scratchPages
+    treeBase = pageCount + lines * Self.scratchPages
+    let allPages = treeBase + 4 * Self.treeRows(tree)
     let width: Int
     switch network {
     case .standalone(let model):
@@ -174,20 +185,24 @@ final class ModelDrafter: Drafter {
     rowNumbers.deallocate()
   }
 
+  /// Rows of a pass over trees.
+  private static func treeRows(_ tree: DraftTreeShape) -> Int { tree.width > 1 ? treeLines * tree.width : 0 }
+
   /// Rows whose hidden states are normalised at once.
   private static let hiddenBlock = 64
 
   /// Bytes beside the pages' own: activations, logits, scratch pages.
   static func fixedBytes(
-    _ network: Network, target: LanguageModel, kvDType: DType, maxTokensPerStep: Int, maxRunningRequests: Int
+    _ network: Network, target: LanguageModel, kvDType: DType, maxTokensPerStep: Int, maxRunningRequests: Int,
+    tree: DraftTreeShape = DraftTreeShape()
   ) -> Int {
-    let lines = min(maxLines, maxRunningRequests)
+    let lines = max(min(maxLines, maxRunningRequests), treeRows(tree))
     let rows = min(max(lines, 256), max(lines, maxTokensPerStep))
     let hidden = target.configuration.hiddenSize
     return rows * (network.activationShape.bytesPerRow + 12 * hidden)
       + 4 * maxTokensPerStep * network.capturedLayers.count * hidden
       + lines * (8 * target.configuration.vocabularySize + 12 * hidden)
-      + lines * scratchPages * network.bytesPerPage(dtype: kvDType, isScratch: true)
+      + (lines * scratchPages + 4 * treeRows(tree)) * network.bytesPerPage(dtype: kvDType, isScratch: true)
   }
 
   func enter(slot: Int, _ assignment: SlotAssignment) {}
@@ -234,7 +249,7 @@ final class ModelDrafter: Drafter {
     let kept = step.keptCounts[index]
     for begin in Swift.stride(from: 0, to: kept, by: Self.hiddenBlock) {
       let count = min(Self.hiddenBlock, kept - begin)
-      for row in 0..<count { rowNumbers[row] = step.rowStart[index] + Int32(begin + row) }
+      for row in 0..<count { rowNumbers[row] = step.row(request: index, token: begin + row) }
       let hidden = head.hidden(of: step.state, rows: rowNumbers, count: count, scratch: targetScratch)
       for row in 0..<count {
         let position = Int(share.start) + begin + row
@@ -286,6 +301,13 @@ final class ModelDrafter: Drafter {
         Work(line: line, pageOffset: offset, ownPages: own, next: min(valid, end - 1), end: end, number: works.count))
     }
     guard !works.isEmpty else { return }
+    if tree.width > 1 && works.count <= Self.treeLines {
+      for work in works { work.line.beginTree() }
+      computeKnown(&works, pages, makesTrees: true)
+      computeTrees(works, pages)
+      for work in works { work.line.chooseCandidates(tree.tokens) }
+      return
+    }
     computeKnown(&works, pages)
     var active = works.filter { !$0.line.isDone }
     while !active.isEmpty {
@@ -305,7 +327,7 @@ final class ModelDrafter: Drafter {
   }
 
   /// Computes the rows whose tokens are known, and draws each line's first draft.
-  private func computeKnown(_ works: inout [Work], _ pages: [Int32]) {
+  private func computeKnown(_ works: inout [Work], _ pages: [Int32], makesTrees: Bool = false) {
     var first = 0
     var left = missingRows
     while first < works.count && left > 0 {
@@ -336,7 +358,7 @@ final class ModelDrafter: Drafter {
           finished.append(index)
         }
       }
-      choose(finished, &works)
+      choose(finished, &works, makesTrees: makesTrees)
       first += finished.count
     }
     for work in works[first...] { work.line.end() }
@@ -355,6 +377,81 @@ final class ModelDrafter: Drafter {
     run(rows: works.count, sequences: works.count, reach: works.map(\.next).max()!, pages)
     for index in works.indices { rowNumbers[index] = Int32(index) }
     choose(Array(works.indices), &works)
+  }
+
+  /// A candidate whose successors are drafted.
+  private struct Beam {
+    let work: Int
+    let node: Int
+    /// Its two pages, and where its page table begins.
+    let pages: (Int32, Int32)
+    let table: Int
+  }
+
+  /// Computes the rows of trees' candidates, depth by depth. Each of those that are gone on from has two pages, which begin as
+  /// copies of its predecessor's.
+  private func computeTrees(_ works: [Work], _ linePages: [Int32]) {
+    var previous: [[Int: (row: Int, pages: (Int32, Int32)?)]] = works.map { [-1: ($0.number, nil)] }
+    let hiddenBytes = 4 * hiddenSize
+    for depth in 1..<Self.treeDepth {
+      var beams: [Beam] = []
+      var pages = linePages
+      var (from, to): ([Int32], [Int32]) = ([], [])
+      for (index, work) in works.enumerated() where !work.line.isDone {
+        let whole = work.end / kvPageSize
+        for (number, node) in work.line.takeBeams(depth: depth, width: tree.width).enumerated() {
+          let first = Int32(treeBase + (((index * 2 + depth % 2) * tree.width) + number) * 2)
+          let own = (first, first + 1)
+          if let old = previous[index][work.line.candidates[node].parent]?.pages {
+            from += [old.0, old.1]
+            to += [own.0, own.1]
+          } else if work.end % kvPageSize > 0 {
+            from.append(linePages[work.pageOffset + whole])
+            to.append(own.0)
+          }
+          beams.append(Beam(work: index, node: node, pages: own, table: pages.count))
+          pages += linePages[work.pageOffset..<work.pageOffset + whole]
+          pages += [own.0, own.1]
+        }
+      }
+      if beams.isEmpty { return }
+      if !from.isEmpty {
+        for layer in pool.layers { backend.copyPages(layer: layer, from: from, to: to, count: from.count) }
+      }
+      for (row, beam) in beams.enumerated() {
+        let work = works[beam.work]
+        let position = work.end + depth - 1
+        let token = work.line.candidates[beam.node].token
+        tokens[row] = carriedRows != nil || Int(token) < vocabulary ? token : 0
+        positions[row] = Int32(position)
+        kvSlots[row] = pages[beam.table + position / kvPageSize] * Int32(kvPageSize) + Int32(position % kvPageSize)
+        rowStart[row] = Int32(row)
+        start[row] = Int32(position)
+        pageOffset[row] = Int32(beam.table)
+        rowNumbers[row] = Int32(row)
+        if let carriedRows, let hiddenRows {
+          let parent = previous[beam.work][work.line.candidates[beam.node].parent]!.row
+          memcpy(
+            hiddenRows.float32 + row * hiddenRows.stride, carriedRows.float32 + parent * carriedRows.stride, hiddenBytes
+          )
+        }
+      }
+      rowStart[beams.count] = Int32(beams.count)
+      run(
+        rows: beams.count, sequences: beams.count, reach: (works.map(\.end).max() ?? 0) + depth, pages)
+      previous = works.map { _ in [:] }
+      let hidden = computeLogits(count: beams.count)
+      for (row, beam) in beams.enumerated() {
+        if let carriedRows {
+          memcpy(
+            carriedRows.float32 + row * carriedRows.stride, hidden.float32 + row * hidden.stride, hiddenBytes)
+        }
+        previous[beam.work][beam.node] = (row, beam.pages)
+        if let numbers = expandedLogits(row) {
+          works[beam.work].line.branch(behind: beam.node, numbers, width: tree.width, backend: backend)
+        }
+      }
+    }
   }
 
   /// Fills in one row of a pass.
@@ -424,11 +521,9 @@ final class ModelDrafter: Drafter {
     }
   }
 
-  /// Draws a draft for some lines, whose rows `rowNumbers` lists.
-  private func choose(_ members: [Int], _ works: inout [Work]) {
+  /// Draws a draft for some lines, whose rows `rowNumbers` lists, or finds the first candidates of their trees.
+  private func choose(_ members: [Int], _ works: inout [Work], makesTrees: Bool = false) {
     if members.isEmpty { return }
-    let wanted = target.configuration.vocabularySize
-    let known = (reducedLogits ?? logits).prefix(rows: members.count).columns(0..<vocabulary)
     let hidden = computeLogits(count: members.count)
     if let carriedRows {
       for (row, index) in members.enumerated() {
@@ -438,20 +533,46 @@ final class ModelDrafter: Drafter {
       }
     }
     for (row, index) in members.enumerated() {
-      guard known.isFinite(row: row) else {
+      guard let numbers = expandedLogits(row) else {
         works[index].line.end()
         continue
       }
-      let numbers = logits.rows(row..<row + 1).columns(0..<wanted)
-      if let reducedLogits {
-        for column in 0..<wanted { numbers.float32[column] = -.infinity }
-        let source = reducedLogits.float32 + row * reducedLogits.stride
-        for (column, token) in tokenOfColumn.enumerated() { numbers.float32[Int(token)] = source[column] }
+      if makesTrees {
+        works[index].line.branch(behind: -1, numbers, width: tree.width, backend: backend)
       } else {
-        for column in min(vocabulary, wanted)..<wanted { numbers.float32[column] = -.infinity }
+        works[index].line.draw(numbers, backend: backend)
       }
-      observer?(Array(UnsafeBufferPointer(start: numbers.float32, count: wanted)))
-      works[index].line.draw(numbers, backend: backend)
     }
+  }
+
+  /// A row of the logits just computed, over the target's vocabulary; `nil` if they are not finite.
+  private func expandedLogits(_ row: Int) -> Tensor? {
+    let wanted = target.configuration.vocabularySize
+    let known = (reducedLogits ?? logits).rows(row..<row + 1).columns(0..<vocabulary)
+    guard known.isFinite(row: 0) else { return nil }
+    let numbers = logits.rows(row..<row + 1).columns(0..<wanted)
+    if let reducedLogits {
+      for column in 0..<wanted { numbers.float32[column] = -.infinity }
+      let source = reducedLogits.float32 + row * reducedLogits.stride
+      for (column, token) in tokenOfColumn.enumerated() { numbers.float32[Int(token)] = source[column] }
+    } else {
+      for column in min(vocabulary, wanted)..<wanted { numbers.float32[column] = -.infinity }
+    }
+    observer?(Array(UnsafeBufferPointer(start: numbers.float32, count: wanted)))
+    return numbers
+  }
+}
+
+/// How wide drafts are.
+public struct DraftTreeShape: Sendable, Equatable {
+  /// Tokens drafted behind one token, at most; 1 for chains.
+  public var width: Int
+  /// Tokens of a tree, at most.
+  public var tokens: Int
+
+  /// Makes a shape.
+  public init(width: Int = 1, tokens: Int = 8) {
+    self.width = width
+    self.tokens = tokens
   }
 }

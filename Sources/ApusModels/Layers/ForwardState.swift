@@ -14,6 +14,10 @@ public struct ForwardBatch {
   public var slots: UnsafePointer<Int32>
   /// The sequences as attention sees them.
   public var attention: AttentionBatch
+  /// [copyCount]: rows whose K and V are written to further places too, and these. A row may be listed several times.
+  public var copyRows: UnsafePointer<Int32>?
+  public var copySlots: UnsafePointer<Int32>?
+  public var copyCount = 0
 
   /// Describes a pass.
   public init(

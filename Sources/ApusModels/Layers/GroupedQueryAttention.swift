@@ -109,7 +109,14 @@ struct GroupedQueryAttention: AttentionBlock {
           table: layer.rotary.tensor)
       },
       .compute(name + "write_kv") { state in
-        backend.writeKV(state.key, state.value, slots: state.batch.slots, layer: state.kvLayers[layer.index])
+        let (batch, target) = (state.batch!, state.kvLayers[layer.index])
+        backend.writeKV(state.key, state.value, slots: batch.slots, layer: target)
+        for copy in 0..<batch.copyCount {
+          let row = Int(batch.copyRows![copy])
+          backend.writeKV(
+            state.key.rows(row..<row + 1), state.value.rows(row..<row + 1), slots: batch.copySlots! + copy,
+            layer: target)
+        }
       },
       .compute(name + "attention") { state in
         backend.attention(

@@ -118,8 +118,12 @@ struct LatentAttention: AttentionBlock {
           backend)
       },
       .compute(name + "write_latents") { state in
-        backend.writeLatents(
-          state.latent!.latents, slots: state.batch.slots, layer: state.kvLayers[layer.index])
+        let (batch, target) = (state.batch!, state.kvLayers[layer.index])
+        backend.writeLatents(state.latent!.latents, slots: batch.slots, layer: target)
+        for copy in 0..<batch.copyCount {
+          let row = Int(batch.copyRows![copy])
+          backend.writeLatents(state.latent!.latents.rows(row..<row + 1), slots: batch.copySlots! + copy, layer: target)
+        }
       },
       .compute(name + "absorb") { state in layer.absorb(state.latent!, backend) },
       .compute(name + "attention") { state in
