@@ -101,14 +101,32 @@ public struct ToolConstraint: Sendable, Equatable {
 }
 
 extension ReasoningFormat {
-  /// A structural tag's format for answers whose text keeps to another one, once the chain of thought has ended. In the
-  /// harmony format that text is the final message.
+  /// A structural tag's format for answers whose text keeps to another one, once the chain of thought has ended.
+  ///
+  /// In the harmony format that text is the final message. Before it the model may think and comment in any number of
+  /// messages, whose text is free; there is one final message, and its header and its content are all that the format binds.
+  /// Commentary that is addressed to a tool is a call and no text, so it is not among them.
   public func format(beforeAnswer format: JSONValue, isOpen: Bool?) -> JSONValue {
     guard isHarmony else { return self.format(before: format, isOpen: isOpen) }
     let final: JSONValue = [
       "type": "tag", "begin": "<|channel|>final<|message|>", "content": format, "end": "",
     ]
-    return self.format(before: final, isOpen: isOpen)
+    let others = ["analysis", "commentary"].map { channel -> JSONValue in
+      [
+        "type": "tag", "begin": .string("<|channel|>\(channel)<|message|>"), "content": ["type": "any_text"],
+        "end": "<|end|><|start|>assistant",
+      ]
+    }
+    let messages: JSONValue = ["type": "tags_with_separator", "separator": "", "tags": .array(others)]
+    var elements = [messages, final]
+    if isOpen == true {
+      // The prompt is within a message of the chain of thought.
+      let rest: JSONValue = [
+        "type": "tag", "begin": "", "content": ["type": "any_text"], "end": "<|end|><|start|>assistant",
+      ]
+      elements.insert(rest, at: 0)
+    }
+    return ["type": "sequence", "elements": .array(elements)]
   }
 
   /// A structural tag's format for answers in which another one applies once the chain of thought has ended.

@@ -195,6 +195,8 @@ public struct ServiceStatistics: Sendable, Equatable {
   public var verifications = 0
   /// Of the output tokens, those that a grammar left no choice about and that took no forward pass each (jump-forward).
   public var forcedTokens = 0
+  /// Draws that were put off to a later step, since the mask of what a grammar allows was not there in time.
+  public var postponedDraws = 0
   /// Retractions since the start.
   public var retractions = 0
   /// Tokens evicted from the prefix cache since the start.

@@ -2,6 +2,14 @@
 public protocol TokenConstraint: AnyObject, Sendable {
   /// Follows one request from its first output token.
   func makeTokenMatcher() -> any TokenMatcher
+  /// What the matchers use by turns: while one computes a mask, whoever asks another one with the same object for anything
+  /// waits.
+  var exclusion: AnyObject { get }
+}
+
+extension TokenConstraint {
+  /// Matchers of one constraint take turns, those of different ones do not.
+  public var exclusion: AnyObject { self }
 }
 
 /// Follows the outputs of one request and says which token may come next. One thread at a time uses it.

@@ -12,6 +12,8 @@ final class JumpForwardConstraint: TokenConstraint {
     self.tokenizer = tokenizer
   }
 
+  var exclusion: AnyObject { grammar }
+
   func makeTokenMatcher() -> any TokenMatcher { JumpForwardMatcher(GrammarMatcher(grammar), tokenizer) }
 }
 

@@ -20,6 +20,8 @@ package final class ThinkingBudgetConstraint: TokenConstraint {
       budget: budget, marks: marks, tokenizer: tokenizer, vocabularySize: vocabularySize, takesForced: takesForced)
   }
 
+  package var exclusion: AnyObject { inner?.exclusion ?? self }
+
   package func makeTokenMatcher() -> any TokenMatcher { ThinkingBudgetMatcher(inner?.makeTokenMatcher(), rules) }
 }
 

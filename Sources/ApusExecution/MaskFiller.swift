@@ -6,8 +6,14 @@ import Glibc
 ///
 /// What may follow a token is known as soon as the token is drawn, a whole forward pass before the next draw. A mask is
 /// therefore asked for at the end of a step and wanted after the next pass. Whoever wants a mask that no thread has begun
-/// fills it himself, so that with no threads at all every mask is filled just before its draw, with the same bits. A slow
-/// mask costs a step the time by which it outlasts the pass, and never waits for another slow one.
+/// fills it himself, so that with no threads at all every mask is filled just before its draw, with the same bits.
+///
+/// **Slow masks.** A grammar may be one whose masks take milliseconds or more. The model's thread fills only masks of
+/// requests whose last masks were quick, and waits for the others a short time (`gather`); a request whose mask is not there
+/// then sits the draw out, and the step goes on without it. Matchers of one grammar take turns, so that the same holds for
+/// all requests of a grammar whose mask is being filled. While draws are taken down no thread begins a mask: what the model's
+/// thread asks matchers of requests that draw is then never kept waiting. Where slow masks hold up all threads, further
+/// ones start, a few.
 ///
 /// The threads start with the first mask: without grammars there are none.
 final class MaskFiller: @unchecked Sendable {
@@ -15,12 +21,20 @@ final class MaskFiller: @unchecked Sendable {
   private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   private let threadCount: Int
+  /// Read and written by the model's thread alone.
   private var startedThreads = 0
   /// Matchers whose masks no thread has begun. At most one entry for each request that has a slot, and for each that left
   /// its slot since a thread last looked.
   private var queue: [MaskedMatcher] = []
   private var newEntries = 0
   private var isStopping = false
+  /// Draws are being taken down: no thread begins a mask. Written by the model's thread alone.
+  private(set) var isPaused = false
+  /// What the masks that are being filled exclude (`TokenConstraint.exclusion`), and how many of those masks are of matchers
+  /// whose masks were slow before.
+  private var excluded: [ObjectIdentifier] = []
+  private var suspectCount = 0
+  private var idleThreads = 0
   /// Masks filled by the threads.
   private var filledAhead = 0
   /// Masks filled by those who wanted them.
@@ -30,6 +44,17 @@ final class MaskFiller: @unchecked Sendable {
   /// that a slow mask leaves the others a thread.
   static var defaultThreadCount: Int { max(1, min(4, Int(sysconf(CInt(_SC_NPROCESSORS_ONLN))) / 4)) }
 
+  /// Threads beside those, while slow masks hold them up.
+  static let spareThreads = 8
+  /// Seconds of processor time within which a mask counts as quick: more than 99 of 100 take.
+  static let quickFill = 0.0005
+  /// Quick masks after a slow one until a matcher's masks count as quick again.
+  static let probation = 64
+  /// Seconds that a step waits for masks that were not wanted before, while other requests could go on.
+  static let patience = 0.001
+  /// Seconds that a step waits if nobody else goes on: so long may a new request be kept waiting.
+  static let idlePatience = 0.05
+
   /// - Parameters:
   ///   - threadCount: threads at most; none fills every mask when it is wanted.
   ///   - capacity: requests that have a slot at most.
@@ -37,7 +62,11 @@ final class MaskFiller: @unchecked Sendable {
     self.threadCount = threadCount
     queue.reserveCapacity(2 * capacity)
     pthread_mutex_init(lock, nil)
-    pthread_cond_init(changed, nil)
+    var attributes = pthread_condattr_t()
+    pthread_condattr_init(&attributes)
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+    pthread_cond_init(changed, &attributes)
+    pthread_condattr_destroy(&attributes)
   }
 
   deinit {
@@ -78,31 +107,104 @@ final class MaskFiller: @unchecked Sendable {
   /// Sets the threads to work on what was queued.
   func start() {
     pthread_mutex_lock(lock)
-    let wanted = min(newEntries, threadCount)
+    let wanted = min(max(newEntries, isPaused ? queue.count : 0), threadCount)
+    isPaused = false
     newEntries = 0
-    var missing = 0
-    if wanted > startedThreads {
-      missing = wanted - startedThreads
-      startedThreads = wanted
-    }
+    let missing = wanted - startedThreads
     if wanted == 1 { pthread_cond_signal(changed) } else if wanted > 1 { pthread_cond_broadcast(changed) }
     pthread_mutex_unlock(lock)
-    for _ in 0..<missing { startThread() }
+    var attempts = missing
+    while attempts > 0 {
+      attempts -= 1
+      if startThread() { startedThreads += 1 }
+    }
   }
 
-  /// Fills a mask that is wanted now if no thread has begun it. Does not wait.
-  fileprivate func help(_ matcher: MaskedMatcher) {
+  /// Sees to the masks of the draws to come, and has the threads begin no other until `start`.
+  ///
+  /// - Parameters:
+  ///   - wanted: the matchers of the requests that draw.
+  ///   - othersGoOn: whether the step does something for other requests too.
+  /// - Returns: for each of `wanted`, whether its mask is there and nothing that it needs is in use. With no threads, always.
+  func gather(_ wanted: [MaskedMatcher], othersGoOn: Bool) -> [Bool] {
+    for matcher in wanted { help(matcher, onlyIfQuick: startedThreads > 0) }
     pthread_mutex_lock(lock)
-    if matcher.state == .queued, let index = queue.firstIndex(where: { $0 === matcher }) { queue.remove(at: index) }
-    let isMine = matcher.state == .queued || matcher.state == .stale
-    if isMine { matcher.state = .filling }
+    let begin = monotonicSeconds()
+    func isAvailable(_ matcher: MaskedMatcher) -> Bool {
+      matcher.state == .ready && !excluded.contains(matcher.exclusion)
+    }
+    while true {
+      var available = 0
+      var waiting = 0
+      var isWorthWaiting = false
+      for matcher in wanted {
+        if isAvailable(matcher) {
+          available += 1
+        } else {
+          if matcher.state == .queued { waiting += 1 }
+          if !matcher.isLate { isWorthWaiting = true }
+        }
+      }
+      if available == wanted.count { break }
+      startSpareThreads(waiting)
+      if waiting > 0 && idleThreads > 0 { pthread_cond_broadcast(changed) }
+      let canGoOn = othersGoOn || available > 0
+      let end = begin + (canGoOn ? Self.patience : Self.idlePatience)
+      if canGoOn && !isWorthWaiting || monotonicSeconds() >= end { break }
+      var time = timespec(tv_sec: Int(end), tv_nsec: Int((end - end.rounded(.down)) * 1e9))
+      pthread_cond_timedwait(changed, lock, &time)
+    }
+    isPaused = true
+    let result = wanted.map { matcher in
+      let isThere = isAvailable(matcher)
+      matcher.isLate = !isThere
+      return isThere
+    }
+    pthread_mutex_unlock(lock)
+    return result
+  }
+
+  /// Starts threads for masks that wait, where all that there are have a mask to fill. The lock is held.
+  private func startSpareThreads(_ waiting: Int) {
+    var missing = min(waiting - idleThreads, threadCount + Self.spareThreads - startedThreads)
+    while missing > 0 {
+      missing -= 1
+      if startThread() { startedThreads += 1 }
+    }
+  }
+
+  /// Fills a mask that is wanted now if no thread has begun it. Does not wait for a thread.
+  /// - Parameter onlyIfQuick: leaves it if it may take long, or if its grammar is in use.
+  fileprivate func help(_ matcher: MaskedMatcher, onlyIfQuick: Bool = false) {
+    pthread_mutex_lock(lock)
+    var isMine = matcher.state == .queued || matcher.state == .stale
+    if onlyIfQuick && (!matcher.pace.isQuick || excluded.contains(matcher.exclusion)) {
+      if matcher.state == .stale {
+        // It was not asked for ahead, or the mask was taken and not used.
+        matcher.state = .queued
+        queue.append(matcher)
+      }
+      isMine = false
+    }
+    if isMine {
+      if matcher.state == .queued, let index = queue.firstIndex(where: { $0 === matcher }) { queue.remove(at: index) }
+      matcher.state = .filling
+      excluded.append(matcher.exclusion)
+    }
     pthread_mutex_unlock(lock)
     if !isMine { return }
-    matcher.fill()
+    let seconds = matcher.timedFill()
     pthread_mutex_lock(lock)
-    matcher.state = .ready
+    finished(matcher, seconds)
     filledOnDemand += 1
     pthread_mutex_unlock(lock)
+  }
+
+  /// Takes down that a mask is there. The lock is held.
+  private func finished(_ matcher: MaskedMatcher, _ seconds: Double) {
+    matcher.pace.note(seconds)
+    matcher.state = .ready
+    if let index = excluded.firstIndex(of: matcher.exclusion) { excluded.remove(at: index) }
   }
 
   /// Waits until a mask is there, and hands the matcher back to the caller's thread.
@@ -123,6 +225,12 @@ final class MaskFiller: @unchecked Sendable {
     pthread_mutex_unlock(lock)
   }
 
+  fileprivate func isSuspect(_ matcher: MaskedMatcher) -> Bool {
+    pthread_mutex_lock(lock)
+    defer { pthread_mutex_unlock(lock) }
+    return matcher.pace.isSuspect
+  }
+
   /// Forgets a matcher whose request left. Does not wait: a thread that is filling its mask lets go of it afterwards.
   fileprivate func forget(_ matcher: MaskedMatcher) {
     pthread_mutex_lock(lock)
@@ -130,7 +238,8 @@ final class MaskFiller: @unchecked Sendable {
     pthread_mutex_unlock(lock)
   }
 
-  private func startThread() {
+  /// - Returns: whether there is one more thread. Without any the masks are filled when they are wanted.
+  private func startThread() -> Bool {
     var attributes = pthread_attr_t()
     pthread_attr_init(&attributes)
     pthread_attr_setstacksize(&attributes, 8 << 20)
@@ -145,27 +254,60 @@ final class MaskFiller: @unchecked Sendable {
         Unmanaged<MaskFiller>.fromOpaque(argument!).takeRetainedValue().serve()
         return nil
       }, box.toOpaque())
-    // Without the thread masks are filled when they are wanted.
     if status != 0 { box.release() }
+    return status == 0
+  }
+
+  /// The next mask to begin: those likely to be quick first, and slow ones not on all threads. The lock is held.
+  private func next() -> MaskedMatcher? {
+    if isPaused { return nil }
+    var found: Int?
+    for (index, matcher) in queue.enumerated() where !excluded.contains(matcher.exclusion) {
+      if !matcher.pace.isSuspect { return queue.remove(at: index) }
+      if found == nil { found = index }
+    }
+    guard let found, suspectCount == 0 || suspectCount < threadCount + Self.spareThreads - 1 else { return nil }
+    return queue.remove(at: found)
   }
 
   private func serve() {
     pthread_mutex_lock(lock)
     while !isStopping {
-      if queue.isEmpty {
+      guard let matcher = next() else {
+        idleThreads += 1
         pthread_cond_wait(changed, lock)
+        idleThreads -= 1
         continue
       }
-      let matcher = queue.removeFirst()
+      let isSuspect = matcher.pace.isSuspect
+      if isSuspect { suspectCount += 1 }
       matcher.state = .filling
+      excluded.append(matcher.exclusion)
       pthread_mutex_unlock(lock)
-      matcher.fill()
+      let seconds = matcher.timedFill()
       pthread_mutex_lock(lock)
-      matcher.state = .ready
+      finished(matcher, seconds)
+      if isSuspect { suspectCount -= 1 }
       filledAhead += 1
       pthread_cond_broadcast(changed)
     }
     pthread_mutex_unlock(lock)
+  }
+}
+
+/// How quickly a request's masks were filled. Under the filler's lock.
+final class MaskPace {
+  private var count = 0
+  private var trials = 0
+
+  /// Whether masks were filled before, the last ones quickly.
+  fileprivate var isQuick: Bool { count > 0 && trials == 0 }
+  /// Whether a mask was slow not long ago.
+  fileprivate var isSuspect: Bool { trials > 0 }
+
+  fileprivate func note(_ seconds: Double) {
+    count += 1
+    if seconds > MaskFiller.quickFill { trials = MaskFiller.probation } else if trials > 0 { trials -= 1 }
   }
 }
 
@@ -193,10 +335,20 @@ final class MaskedMatcher: @unchecked Sendable {
   private var matcher: (any TokenMatcher)?
   private var memory: UnsafeMutablePointer<UInt32>?
   fileprivate var state = State.stale
+  fileprivate let exclusion: ObjectIdentifier
+  /// Shared by a matcher and its forks.
+  fileprivate let pace: MaskPace
+  /// The step before waited in vain for the mask.
+  fileprivate var isLate = false
 
   /// - Parameter earlierOutputs: the outputs so far, which are followed once more after a retraction.
-  init(_ constraint: any TokenConstraint, earlierOutputs: ArraySlice<TokenID>, filler: MaskFiller) {
+  init(
+    _ constraint: any TokenConstraint, earlierOutputs: ArraySlice<TokenID>, filler: MaskFiller,
+    pace: MaskPace = MaskPace()
+  ) {
     self.constraint = constraint
+    exclusion = ObjectIdentifier(constraint.exclusion)
+    self.pace = pace
     self.earlierOutputs = earlierOutputs
     self.filler = filler
   }
@@ -206,8 +358,8 @@ final class MaskedMatcher: @unchecked Sendable {
   /// Has the next draw's mask filled on another thread, once `MaskFiller.start` is called.
   func fillAhead() { filler.enqueue(self) }
 
-  /// Fills the mask here if no thread has begun it.
-  func help() { filler.help(self) }
+  /// Whether a mask was slow not long ago, so that none should be filled where others wait for it.
+  var isSuspect: Bool { filler.isSuspect(self) }
 
   /// The next draw's mask, which the caller may change; `nil` where everything is allowed. It is given once: the next call
   /// fills it anew.
@@ -242,7 +394,7 @@ final class MaskedMatcher: @unchecked Sendable {
   func fork() -> MaskedMatcher? {
     filler.cancel(self)
     guard let copy = made().fork() else { return nil }
-    let twin = MaskedMatcher(constraint, earlierOutputs: [], filler: filler)
+    let twin = MaskedMatcher(constraint, earlierOutputs: [], filler: filler, pace: pace)
     twin.matcher = copy
     return twin
   }
@@ -271,7 +423,17 @@ final class MaskedMatcher: @unchecked Sendable {
   }
 
   /// Computes the mask. Called by the thread that has the matcher.
-  fileprivate func fill() {
+  /// - Returns: seconds of processor time that it took.
+  fileprivate func timedFill() -> Double {
+    var begin = timespec()
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin)
+    fill()
+    var end = timespec()
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end)
+    return Double(end.tv_sec - begin.tv_sec) + Double(end.tv_nsec - begin.tv_nsec) * 1e-9
+  }
+
+  private func fill() {
     let matcher = made()
     if matcher.allowsEverything { return }
     let words: UnsafeMutablePointer<UInt32>

@@ -12,6 +12,11 @@ struct SamplerSlot {
   let knownTokens: [TokenID]
   /// Length of the sequence up to the last forced token; 0 before the first one.
   private(set) var forcedEnd = 0
+  /// Tokens that were forced and whose log-probabilities are wanted and not known, and the position of the first.
+  private var unscored: [TokenID] = []
+  private var unscoredStart = 0
+  /// The last draw was put off: the step launched behind it has nothing to go on with.
+  var isPostponed = false
   /// The token drawn last: the input of the next step where that one was launched before the draw.
   var lastToken: TokenID = 0
 
@@ -54,6 +59,10 @@ struct SamplerSlot {
     constraint = assignment.constraint.map {
       MaskedMatcher($0, earlierOutputs: assignment.tokens.dropFirst(assignment.promptCount), filler: masks)
     }
+    if logprobs != nil && assignment.unscoredCount > 0 {
+      unscored = Array(assignment.tokens.suffix(assignment.unscoredCount))
+      unscoredStart = assignment.tokens.count - assignment.unscoredCount
+    }
     if hasPenalties {
       for (index, token) in assignment.tokens.enumerated() {
         if index < promptCount {
@@ -75,19 +84,35 @@ struct SamplerSlot {
     if hasPenalties { see(token, outputs: 1) }
   }
 
-  /// Notes and gives the tokens that have to follow the token drawn last. None where log-probabilities are asked for,
-  /// which only a forward pass knows, or where a bias prefers some spellings of the same text to others.
+  /// Notes and gives the tokens that have to follow the token drawn last. Where log-probabilities are wanted, the tokens
+  /// wait for the rows that know them (`takeUnscored`).
   ///
   /// `lastToken` stays the token drawn: it is the input of a step that was launched before this was known.
   ///
   /// - Parameter position: of the token drawn last.
   mutating func takeForcedTokens(after position: Int) -> [TokenID] {
-    guard let constraint, logprobs == nil, biasTokens.isEmpty else { return [] }
+    guard let constraint else { return [] }
     let tokens = constraint.takeForcedTokens()
     if tokens.isEmpty { return [] }
     forcedEnd = position + 1 + tokens.count
+    if logprobs != nil {
+      unscored = tokens
+      unscoredStart = position + 1
+    }
     if hasPenalties { for token in tokens { see(token, outputs: 1) } }
     return tokens
+  }
+
+  /// The forced tokens that the rows before some positions score, which count as scored from now on.
+  /// - Returns: the tokens, and the position of the first.
+  mutating func takeUnscored(before end: Int) -> (tokens: ArraySlice<TokenID>, start: Int) {
+    let count = max(0, min(unscored.count, end - unscoredStart))
+    let taken = unscored.prefix(count)
+    let start = unscoredStart
+    unscoredStart += count
+    // Copied, since the slice that is given keeps the old memory.
+    unscored = count == unscored.count ? [] : Array(unscored.dropFirst(count))
+    return (taken, start)
   }
 
   /// What the sampler would know if it went on from here on its own, to try tokens; `nil` if the constraint cannot be copied.

@@ -42,7 +42,9 @@ extension StepRunner {
       let count = Int(result.tokenCounts[index])
       sequences[slot] += result.tokens[tokenIndex..<tokenIndex + count]
       tokenIndex += count
+      // A request whose masks take long would keep the others waiting with those behind its drafts.
       guard share.draftLimit > 0, count > 0, !result.failures.contains(where: { $0.request == index }),
+        slots[slot]!.constraint?.isSuspect != true,
         let fork = slots[slot]!.fork()
       else { continue }
       let line = DraftLine(

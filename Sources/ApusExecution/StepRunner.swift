@@ -69,7 +69,7 @@ public final class StepRunner: @unchecked Sendable {
 
   /// One row of logits and what it is for.
   private struct LogitRow {
-    enum Purpose { case draw, drawWithLogprobs, verify, prompt }
+    enum Purpose { case draw, drawWithLogprobs, verify, forced, prompt }
     var row: Int32
     /// Index in the batch's requests.
     var request: Int
@@ -80,7 +80,12 @@ public final class StepRunner: @unchecked Sendable {
     var purpose: Purpose
     /// For `verify`, how many draft tokens stand before the token that the row predicts.
     var draft = 0
+    /// For `forced`, the token that the row predicts.
+    var token: TokenID = 0
   }
+
+  /// For each request of the batch, whether a token is drawn in the step.
+  private var draws: [Bool] = []
 
   /// Allocates everything a step needs.
   ///
@@ -160,6 +165,7 @@ public final class StepRunner: @unchecked Sendable {
     startMasks()
     if !batch.requests.isEmpty {
       forward(batch)
+      decideDraws(batch, into: &result)
       makePlan(batch, into: &result)
       runPlan(batch, into: &result)
       insertExtras(into: &result)
@@ -194,7 +200,7 @@ public final class StepRunner: @unchecked Sendable {
   }
 
   private func startMasks() {
-    if asksForMasks { masks.start() }
+    if asksForMasks || masks.isPaused { masks.start() }
     asksForMasks = false
   }
 
@@ -257,7 +263,7 @@ public final class StepRunner: @unchecked Sendable {
     plan.removeAll(keepingCapacity: true)
     for wantsLogprobs in [false, true] {
       var tokenIndex = 0
-      for (index, request) in batch.requests.enumerated() where draws(request) {
+      for (index, request) in batch.requests.enumerated() where draws[index] {
         if request.draftCount == 0 && (slots[Int(request.slot)]!.logprobs != nil) == wantsLogprobs {
           plan.append(
             LogitRow(
@@ -268,7 +274,7 @@ public final class StepRunner: @unchecked Sendable {
       }
     }
     var tokenIndex = 0
-    for (index, request) in batch.requests.enumerated() where draws(request) {
+    for (index, request) in batch.requests.enumerated() where draws[index] {
       if request.draftCount > 0 {
         let base = Int(request.start + request.count - request.draftCount)
         for draft in 0...request.draftCount {
@@ -283,9 +289,20 @@ public final class StepRunner: @unchecked Sendable {
       tokenIndex += 1
     }
     for (index, request) in batch.requests.enumerated() {
-      let draws = draws(request)
-      result.tokenCounts.append(draws ? 1 : 0)
-      if draws { result.tokens.append(0) }
+      result.tokenCounts.append(draws[index] ? 1 : 0)
+      if draws[index] { result.tokens.append(0) }
+      let slot = Int(request.slot)
+      if slots[slot]!.logprobs != nil {
+        // The row of a forced token's predecessor, wherever it lies. Those among drafts are seen to in verifying them.
+        let (forced, position) = slots[slot]!.takeUnscored(
+          before: Int(request.start + request.count - request.draftCount) + 1)
+        for (offset, token) in forced.enumerated() {
+          plan.append(
+            LogitRow(
+              row: rowStart[index] + Int32(position + offset) - 1 - request.start, request: index,
+              position: position + offset, purpose: .forced, token: token))
+        }
+      }
       let first = max(request.start, request.promptLogprobStart)
       let end = min(request.start + request.count, request.promptLogprobEnd)
       guard first < end else { continue }
@@ -298,10 +315,31 @@ public final class StepRunner: @unchecked Sendable {
     }
   }
 
-  /// Whether a token is drawn for a request. Not if the step before this one, which ran after this one was decided, brought
-  /// that token already, because a grammar forced it.
-  private func draws(_ request: ScheduledRequest) -> Bool {
-    request.samples && slots[Int(request.slot)]!.forcedEnd <= Int(request.start + request.count)
+  /// Decides for which requests a token is drawn. Not if the step before this one, which ran after this one was decided,
+  /// brought that token already, because a grammar forced it, or brought no token that this one could go on from; and not if
+  /// the mask of what may follow is not there in time.
+  private func decideDraws(_ batch: ScheduleBatch, into result: inout StepResult) {
+    draws.removeAll(keepingCapacity: true)
+    var wanted: [MaskedMatcher] = []
+    var wantedRequests: [Int] = []
+    for (index, request) in batch.requests.enumerated() {
+      let slot = Int(request.slot)
+      var draws = request.samples && slots[slot]!.forcedEnd <= Int(request.start + request.count)
+      if slots[slot]!.isPostponed {
+        if request.lastTokenIsInFlight { draws = false } else { slots[slot]!.isPostponed = false }
+      }
+      self.draws.append(draws)
+      guard draws, let constraint = slots[slot]!.constraint else { continue }
+      wanted.append(constraint)
+      wantedRequests.append(index)
+    }
+    if wanted.isEmpty { return }
+    let isThere = masks.gather(wanted, othersGoOn: wanted.count < batch.requests.count)
+    for (number, index) in wantedRequests.enumerated() where !isThere[number] {
+      draws[index] = false
+      slots[Int(batch.requests[index].slot)]!.isPostponed = true
+      result.postponed.append(index)
+    }
   }
 
   private func runPlan(_ batch: ScheduleBatch, into result: inout StepResult) {
@@ -312,11 +350,6 @@ public final class StepRunner: @unchecked Sendable {
       let block = logits.prefix(rows: end - begin)
       model.logits(state, rows: rowNumbers, count: end - begin, scratch: logitScratch, out: block)
 
-      // Masks that no thread has begun are filled here before any mask is waited for.
-      for index in begin..<end where plan[index].purpose != .prompt && plan[index].draft == 0 {
-        slots[Int(batch.requests[plan[index].request].slot)]!.constraint?.help()
-      }
-
       // Finish the plain draws of the block in one call, then the rows with log-probabilities one by one.
       var plainCount = 0
       while begin + plainCount < end, plan[begin + plainCount].purpose == .draw { plainCount += 1 }
@@ -325,6 +358,7 @@ public final class StepRunner: @unchecked Sendable {
         let row = block.rows(index - begin..<index - begin + 1)
         switch plan[index].purpose {
         case .prompt: reportPrompt(batch, plan[index], row, into: &result)
+        case .forced: reportForced(batch, plan[index], row, into: &result)
         case .verify: verify(batch, plan[index], row, into: &result)
         case .draw, .drawWithLogprobs:
           if let token = draw(batch, plan[index], row, offset: 0, into: &result) {
@@ -404,6 +438,12 @@ public final class StepRunner: @unchecked Sendable {
       slots[slot]!.append(token)
       stillForced = slots[slot]!.takeForcedTokens(after: entry.position).reversed()
       next = token
+    } else if let token = next, !row.isFinite(row: 0) {
+      stillForced.append(token)
+      next = nil
+    } else if let token = next, let options = slots[slot]!.logprobs {
+      _ = slots[slot]!.takeUnscored(before: entry.position + 1)
+      drawnLogprobs.append((entry.tokenIndex, entry.draft, positionLogprobs(row, chosen: token, options: options)))
     }
     if let token = next {
       verified.append(token)
@@ -481,6 +521,24 @@ public final class StepRunner: @unchecked Sendable {
       (
         request: entry.request, position: entry.position,
         values: positionLogprobs(row, chosen: token, options: options)
+      ))
+  }
+
+  /// Gives a forced token the log-probability that it would have had as a draw.
+  private func reportForced(
+    _ batch: ScheduleBatch, _ entry: LogitRow, _ row: Tensor, into result: inout StepResult
+  ) {
+    guard let options = slots[Int(batch.requests[entry.request].slot)]!.logprobs else { return }
+    guard row.isFinite(row: 0) else {
+      if !result.failures.contains(where: { $0.request == entry.request }) {
+        fail(entry.request, "The model computed logits that are not finite numbers.", into: &result)
+      }
+      return
+    }
+    result.forcedLogprobs.append(
+      (
+        request: entry.request, position: entry.position,
+        values: positionLogprobs(row, chosen: entry.token, options: options)
       ))
   }
 

@@ -67,6 +67,12 @@ final class Req {
   var pendingDraws = 0
   /// The draw of a launched step brings nothing, since the step before it brought the token that it would draw, and more.
   var nextDrawIsVoid = false
+  /// The step in flight took a token as its input that was not drawn after all: what it computes for the request is void.
+  var nextRowIsVoid = false
+  /// Outputs, the last ones, that were not reported yet: forced tokens, until their log-probabilities are known.
+  var unreportedCount = 0
+  /// How the request ends once all outputs are reported.
+  var pendingEnd: FinishReason?
   /// Draft tokens that the launched step verifies. Until it ends nobody knows where the sequence goes on.
   var draftCount = 0
   /// Tokens that the executor proposed to follow `tokens`; the next step verifies them.
@@ -117,11 +123,13 @@ final class Req {
   var extendCount: Int {
     if maxOutputs == 0 { return promptCount - scheduledCount }
     if draftCount > 0 { return 0 }
+    // Nothing is drawn any more: what is still computed are the rows before forced tokens.
+    if pendingEnd != nil { return max(0, tokens.count - 1 - scheduledCount) }
     return outputCount + pendingDraws >= maxOutputs ? 0 : tokens.count + pendingDraws - scheduledCount
   }
 
   /// Outputs that may still come.
-  var remainingOutputs: Int { max(0, maxOutputs - outputCount - pendingDraws) }
+  var remainingOutputs: Int { pendingEnd == nil ? max(0, maxOutputs - outputCount - pendingDraws) : 0 }
 
   /// The first prompt position whose logits are still wanted, for the log-probability of the token after it; `nil` for
   /// none.
@@ -134,7 +142,7 @@ final class Req {
 
   /// The most pages that may come from the cache: at least one token is computed, since a draw needs logits, and so is
   /// every position whose logits are wanted.
-  var matchLimit: Int { min(tokens.count - 1, nextPromptRow ?? .max) / kvPageSize }
+  var matchLimit: Int { min(tokens.count - 1 - unreportedCount, nextPromptRow ?? .max) / kvPageSize }
 
   /// Whether pages of the tokens known at admission are still to come into the tree.
   var isFillingCache: Bool { sharedPages < checkpointPages }

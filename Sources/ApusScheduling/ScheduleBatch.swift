@@ -74,13 +74,16 @@ public struct SlotAssignment: Sendable {
   public var promptCount: Int
   /// What limits the outputs, if anything does. It has to be told of the outputs among `tokens`.
   public var constraint: (any TokenConstraint)?
+  /// How many of `tokens`, the last ones, still lack their log-probabilities, which the request asked for: the rows before
+  /// them are among those computed.
+  public var unscoredCount: Int
   /// Whose texts may serve as a source of draft tokens: those of requests with the same salt.
   public var cacheSalt: String
 
   /// Makes an assignment.
   public init(
     slot: Int32, sampling: SamplingParameters, stopTokenIDs: [TokenID], logprobs: LogprobOptions?, tokens: [TokenID],
-    promptCount: Int, constraint: (any TokenConstraint)? = nil, cacheSalt: String = ""
+    promptCount: Int, constraint: (any TokenConstraint)? = nil, unscoredCount: Int = 0, cacheSalt: String = ""
   ) {
     self.slot = slot
     self.sampling = sampling
@@ -89,6 +92,7 @@ public struct SlotAssignment: Sendable {
     self.tokens = tokens
     self.promptCount = promptCount
     self.constraint = constraint
+    self.unscoredCount = unscoredCount
     self.cacheSalt = cacheSalt
   }
 }
@@ -129,7 +133,8 @@ public struct ScheduleBatch: Sendable {
 public struct StepResult: Sendable {
   /// Output tokens, flat: request by request in the batch's order. A request that samples gets the token drawn and, after
   /// it, tokens that its grammar forces (jump-forward), whose K/V do not exist yet. When a step brings a request more than
-  /// one token, the step launched after it, which took the first of them as its input, brings the request none.
+  /// one token, the step launched after it, which took the first of them as its input, brings the request none. The
+  /// log-probabilities of forced tokens come later, in `forcedLogprobs`.
   public var tokens: [TokenID] = []
   /// How many tokens of `tokens` belong to each request of the batch.
   public var tokenCounts: [Int32] = []
@@ -143,6 +148,13 @@ public struct StepResult: Sendable {
   public var draftParents: [(request: Int, parents: [Int32])] = []
   /// Log-probabilities of drawn tokens, only for requests that asked: (index in `tokens`, values).
   public var logprobs: [(index: Int, values: PositionLogprobs)] = []
+  /// Log-probabilities of tokens that a grammar forced in this or an earlier step, for requests that asked: (index in the
+  /// batch's `requests`, position of the token, values). They come with the step that computes the row before the token.
+  public var forcedLogprobs: [(request: Int, position: Int, values: PositionLogprobs)] = []
+  /// Requests that sample and got no token, since what their grammar allows is not known yet: indices in `requests`. The last
+  /// of their known tokens is to be computed again, to the same bits, and the draw with it. What a step launched
+  /// behind this one computes for them is void.
+  public var postponed: [Int] = []
   /// Log-probabilities of prompt tokens: (index in the batch's `requests`, position of the token, values). `chosen` is
   /// filled in by the scheduler's side, which knows the tokens; the runner reports the token it was given.
   public var promptLogprobs: [(request: Int, position: Int, values: PositionLogprobs)] = []
@@ -166,6 +178,8 @@ public struct StepResult: Sendable {
     drafts.removeAll(keepingCapacity: true)
     draftParents.removeAll(keepingCapacity: true)
     logprobs.removeAll(keepingCapacity: true)
+    forcedLogprobs.removeAll(keepingCapacity: true)
+    postponed.removeAll(keepingCapacity: true)
     promptLogprobs.removeAll(keepingCapacity: true)
     failures.removeAll(keepingCapacity: true)
     forwardSeconds = 0

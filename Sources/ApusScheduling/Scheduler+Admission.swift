@@ -119,7 +119,8 @@ extension Scheduler {
     batch.assigned.append(
       SlotAssignment(
         slot: slot, sampling: req.sampling, stopTokenIDs: req.stopTokenIDs, logprobs: req.logprobs,
-        tokens: req.tokens, promptCount: req.promptCount, constraint: req.constraint, cacheSalt: req.salt))
+        tokens: req.tokens, promptCount: req.promptCount, constraint: req.constraint,
+        unscoredCount: req.unreportedCount, cacheSalt: req.salt))
     let count = chunk(req.extendCount, for: req, budget: budget)
     let isScheduled = count > 0 && schedule(req, count: count, into: &batch)
     invariant(isScheduled, "a request was admitted for which there is no page")

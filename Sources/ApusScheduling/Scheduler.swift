@@ -345,9 +345,17 @@ public struct Scheduler: ~Copyable {
     req.speculation =
       req.speculation + SpeculationCounts(verifications: 1, draftTokens: count, acceptedTokens: accepted)
     req.pace.note(accepted: accepted, of: req.draftDepth)
-    guard req.state == .running else { return }
+    rewind(req)
+  }
+
+  /// Forgets what was scheduled and does not count as computed.
+  private mutating func rewind(_ req: Req) {
+    guard req.state == .running || req.state == .retracting else { return }
     req.scheduledCount = req.computedCount
-    while req.pages.count > pageCount(for: req.scheduledCount) { allocator.release(req.pages.removeLast()) }
+    while req.pages.count > pageCount(for: req.scheduledCount) {
+      retire(req.pages.removeLast())
+      if req.state == .retracting { leavingPages -= 1 }
+    }
   }
 
   /// Gives chunks to running requests that lag by more than one, in order of admission.
@@ -395,7 +403,7 @@ public struct Scheduler: ~Copyable {
     invariant(batch.tokens.count - tokenOffset == count, "only the last token of a share may be in flight")
     batch.tokens.append(contentsOf: drafts)
 
-    let samples = req.extendCount == count && req.maxOutputs > 0
+    let samples = req.extendCount == count && req.maxOutputs > 0 && req.pendingEnd == nil
     var share = ScheduledRequest(
       slot: req.slot, start: Int32(start), count: Int32(count + drafts.count), tokenOffset: Int32(tokenOffset),
       pageOffset: Int32(batch.pages.count), pageCount: Int32(needed), lastTokenIsInFlight: inFlight, samples: samples,
@@ -455,6 +463,8 @@ public struct Scheduler: ~Copyable {
     var tokenIndex = 0
     var logprobIndex = 0
     var promptIndex = 0
+    var forcedIndex = 0
+    var postponedIndex = 0
     var failureIndex = 0
     var draftIndex = 0
     var proposalIndex = 0
@@ -467,8 +477,15 @@ public struct Scheduler: ~Copyable {
 
       let drawn = tokenIndex..<tokenIndex + Int(result.tokenCounts[index])
       tokenIndex = drawn.upperBound
+      let rowIsVoid = req.nextRowIsVoid
+      req.nextRowIsVoid = false
       let isVoid = share.samples && req.nextDrawIsVoid
       if isVoid { req.nextDrawIsVoid = false } else if share.samples { req.pendingDraws -= 1 + Int(share.draftCount) }
+      var isPostponed = false
+      if postponedIndex < result.postponed.count && result.postponed[postponedIndex] == index {
+        isPostponed = true
+        postponedIndex += 1
+      }
       var accepted = 0
       if share.draftCount > 0 {
         req.draftCount = 0
@@ -477,10 +494,15 @@ public struct Scheduler: ~Copyable {
           draftIndex += 1
         }
       }
-      if drawn.count > 1 && req.pendingDraws > 0 {
+      if (drawn.count > 1 || isPostponed) && req.pendingDraws > 0 {
         invariant(req.pendingDraws == 1, "two draws are in flight behind the one that ended")
         req.pendingDraws = 0
         req.nextDrawIsVoid = true
+      }
+      if isPostponed {
+        invariant(share.samples && !isVoid && drawn.isEmpty, "a draw is postponed that was not to be")
+        req.nextRowIsVoid = req.inFlightCount > 0
+        counts.postponedDraws += 1
       }
       var proposal: [TokenID] = []
       if proposalIndex < result.drafts.count && result.drafts[proposalIndex].request == index {
@@ -491,6 +513,10 @@ public struct Scheduler: ~Copyable {
       if treeIndex < result.draftParents.count && result.draftParents[treeIndex].request == index {
         parents = result.draftParents[treeIndex].parents
         treeIndex += 1
+      }
+      let firstForced = forcedIndex
+      while forcedIndex < result.forcedLogprobs.count && result.forcedLogprobs[forcedIndex].request == index {
+        forcedIndex += 1
       }
       let firstPrompt = promptIndex
       while promptIndex < result.promptLogprobs.count && result.promptLogprobs[promptIndex].request == index {
@@ -512,14 +538,28 @@ public struct Scheduler: ~Copyable {
           finish(req, .abort(failure), keepsPrefix: false, compacts: false)
         } else {
           invariant(
-            drawn.isEmpty == (!share.samples || isVoid), "a share that samples brings tokens, and no other brings any")
-          req.computedCount = Int(share.start + share.count - share.draftCount) + accepted
-          if share.draftCount > 0 { settleDrafts(req, accepted: accepted, of: Int(share.draftCount)) }
+            drawn.isEmpty == (!share.samples || isVoid || isPostponed),
+            "a share that samples brings tokens, and no other brings any")
+          if isPostponed {
+            // The last token that is known is computed again. Nobody's drafts are to blame.
+            req.computedCount = Int(share.start + share.count - share.draftCount) - 1
+            rewind(req)
+          } else if !rowIsVoid {
+            req.computedCount = Int(share.start + share.count - share.draftCount) + accepted
+            if share.draftCount > 0 { settleDrafts(req, accepted: accepted, of: Int(share.draftCount)) }
+          }
+          for entry in result.forcedLogprobs[firstForced..<forcedIndex] where req.state != .finishing {
+            reportForced(entry, of: req)
+          }
           for entry in result.promptLogprobs[firstPrompt..<promptIndex] { appendPromptLogprobs(entry, to: req) }
+          invariant(
+            req.state == .finishing || req.unreportedCount == 0
+              || req.tokens.count - req.unreportedCount > req.computedCount,
+            "the log-probability of a forced token did not come with the row before it")
           if req.isFillingCache && req.state == .running { checkpoint(req) }
           if share.samples {
             var logprob = firstLogprob
-            for index in drawn where req.state != .finishing {
+            for index in drawn where req.state != .finishing && req.pendingEnd == nil {
               var entry: PositionLogprobs?
               if logprob < logprobIndex && result.logprobs[logprob].index == index {
                 entry = result.logprobs[logprob].values
@@ -541,6 +581,7 @@ public struct Scheduler: ~Copyable {
     invariant(
       tokenIndex == result.tokens.count && promptIndex == result.promptLogprobs.count
         && logprobIndex == result.logprobs.count && failureIndex == result.failures.count
+        && forcedIndex == result.forcedLogprobs.count && postponedIndex == result.postponed.count
         && draftIndex == result.acceptedDrafts.count && proposalIndex == result.drafts.count
         && treeIndex == result.draftParents.count,
       "the result's lists are not in the batch's order")
@@ -579,12 +620,34 @@ public struct Scheduler: ~Copyable {
     start(req)
     req.tokens.append(token)
     counts.generatedTokens += 1
-    events.append(.token(handle: req.handle, token: token, logprobs: logprobs))
+    var end: FinishReason?
     if !req.stopTokenIDs.isEmpty && req.stopTokenIDs.contains(token) {
-      finish(req, .stop(.token(token)), compacts: false)
+      end = .stop(.token(token))
     } else if req.outputCount >= req.maxOutputs {
-      finish(req, .length, compacts: false)
+      end = .length
     }
+    if req.logprobs != nil && logprobs == nil {
+      // A forced token: it and the end behind it are reported when the row before it was computed.
+      req.unreportedCount += 1
+      req.pendingEnd = end
+      return
+    }
+    invariant(req.unreportedCount == 0, "a token was drawn behind one that is not reported")
+    events.append(.token(handle: req.handle, token: token, logprobs: logprobs))
+    if let end { finish(req, end, compacts: false) }
+  }
+
+  /// Reports the next of the forced tokens that wait for their log-probabilities, and the end behind the last of them.
+  private mutating func reportForced(
+    _ entry: (request: Int, position: Int, values: PositionLogprobs), of req: Req
+  ) {
+    let position = req.tokens.count - req.unreportedCount
+    invariant(
+      req.unreportedCount > 0 && entry.position == position,
+      "log-probabilities of forced tokens come in order, each once")
+    req.unreportedCount -= 1
+    events.append(.token(handle: req.handle, token: req.tokens[position], logprobs: entry.values))
+    if req.unreportedCount == 0, let end = req.pendingEnd { finish(req, end, compacts: false) }
   }
 
   // MARK: Ends

@@ -23,6 +23,8 @@ public struct FakeExecutor: ModelExecutor {
   /// How many tokens after a drawn one are forced, as by a grammar: gets the sequence, the drawn token included. Forced
   /// tokens are those that would be drawn, so the text stays what `FakeModel` says.
   public var forcedCount: (@Sendable ([TokenID]) -> Int)?
+  /// Decides whether a draw is put off, as behind a slow mask: gets the step's number and the slot.
+  public var postpones: (@Sendable (UInt64, Int32) -> Bool)?
   /// The chance that a draft token is the one that will be drawn.
   public var draftAccuracy = 0.7
   /// Tokens that were forced since the start.
@@ -45,6 +47,10 @@ public struct FakeExecutor: ModelExecutor {
     var pendingDraws = 0
     /// The draw of a launched batch is of a token that is known by now.
     var nextDrawIsVoid = false
+    /// What a launched batch computes goes on from a draw that was put off.
+    var nextRowIsVoid = false
+    /// How many of the last tokens were forced and have no log-probabilities yet.
+    var unscored = 0
     /// Whether the launched batch holds draft tokens.
     var isDrafting = false
     /// What was proposed for the next step.
@@ -97,7 +103,8 @@ public struct FakeExecutor: ModelExecutor {
       check(assignment.promptCount <= assignment.tokens.count, "a prompt is longer than its sequence")
       owners += 1
       slots[Int(assignment.slot)] = Slot(
-        assignment: assignment, launchedCount: -1, tokens: assignment.tokens, owner: owners)
+        assignment: assignment, launchedCount: -1, unscored: assignment.unscoredCount, tokens: assignment.tokens,
+        owner: owners)
       fresh.insert(assignment.slot)
     }
 
@@ -217,7 +224,7 @@ public struct FakeExecutor: ModelExecutor {
       let end = Int(share.start + share.count)
       for offset in 0..<Int(share.count) {
         var token = batch.tokens[Int(share.tokenOffset) + offset]
-        if token == -1 { token = slot.drawn }
+        if token == -1 { token = max(0, slot.drawn) }
         cells[Self.cell(Int(share.start) + offset, pages)] = Cell(
           token: token, position: share.start + Int32(offset), step: batch.step)
       }
@@ -227,6 +234,8 @@ public struct FakeExecutor: ModelExecutor {
       // Read everything back.
       var state = model.start()
       slot.isDrafting = false
+      let rowIsVoid = slot.nextRowIsVoid
+      slot.nextRowIsVoid = false
       var accepted = 0
       var states: [UInt64] = []
       var sequence: [TokenID] = []
@@ -237,6 +246,16 @@ public struct FakeExecutor: ModelExecutor {
         sequence.append(cell.token)
         state = model.advance(state, cell.token, at: Int(cell.position))
         if position >= end - 1 - Int(share.draftCount) { states.append(state) }
+        if !rowIsVoid && slot.unscored > 0 && position + 1 == slot.tokens.count - slot.unscored
+          && position >= Int(share.start) && position < end - Int(share.draftCount)
+        {
+          slot.unscored -= 1
+          result.forcedLogprobs.append(
+            (
+              index, position + 1,
+              model.logprobs(state, chosen: slot.tokens[position + 1], options: slot.assignment.logprobs)
+            ))
+        }
         if wantsPromptLogprobs && position >= max(Int(share.start), Int(share.promptLogprobStart))
           && position < Int(share.promptLogprobEnd)
         {
@@ -245,7 +264,10 @@ public struct FakeExecutor: ModelExecutor {
             (index, position + 1, model.logprobs(state, chosen: next, options: slot.assignment.logprobs)))
         }
       }
-      if let reason = failure?(sequence) {
+      if rowIsVoid {
+        slot.nextDrawIsVoid = false
+        result.tokenCounts.append(0)
+      } else if let reason = failure?(sequence) {
         result.failures.append((index, reason))
         result.tokenCounts.append(0)
         if share.samples {
@@ -253,6 +275,16 @@ public struct FakeExecutor: ModelExecutor {
         }
       } else if share.samples && slot.nextDrawIsVoid {
         slot.nextDrawIsVoid = false
+        result.tokenCounts.append(0)
+      } else if share.samples && postpones?(batch.step, share.slot) == true {
+        slot.pendingDraws -= 1
+        if slot.pendingDraws > 0 {
+          slot.pendingDraws = 0
+          slot.nextDrawIsVoid = true
+          slot.nextRowIsVoid = true
+        }
+        slot.launchedCount = end - Int(share.draftCount) - 1
+        result.postponed.append(index)
         result.tokenCounts.append(0)
       } else if share.samples {
         slot.pendingDraws -= 1
@@ -276,7 +308,8 @@ public struct FakeExecutor: ModelExecutor {
           result.acceptedDrafts.append((index, accepted))
           slot.launchedCount = end - Int(share.draftCount) + accepted
         }
-        let count = slot.assignment.logprobs == nil ? forcedCount?(slot.tokens) ?? 0 : 0
+        let count = forcedCount?(slot.tokens) ?? 0
+        if slot.assignment.logprobs != nil { slot.unscored = count }
         for _ in 0..<count {
           state = model.advance(state, slot.tokens[slot.tokens.count - 1], at: slot.tokens.count - 1)
           let forced = model.draw(state, seed: slot.assignment.sampling.seed ?? 0)

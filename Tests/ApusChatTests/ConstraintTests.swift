@@ -1,6 +1,7 @@
 import ApusChat
 import ApusCore
 import ApusGrammar
+import ApusTokenization
 import Testing
 
 /// Whether a structural tag's format admits a text as a whole.
@@ -71,10 +72,84 @@ struct ConstraintTests {
         harmony.format(before: message.format, isOpen: nil),
         [sent, "<|channel|>analysis<|message|>a<|end|><|start|>assistant" + sent, "<|channel|>final<|message|>a"])
         == [true, true, false])
+    // A response format binds the final message alone, whatever messages come before it.
+    let answer: JSONValue = ["type": "json_schema", "json_schema": ["type": "object"]]
+    let thought = "<|channel|>analysis<|message|>It is {not JSON.<|end|><|start|>assistant"
+    let remark = "<|channel|>commentary<|message|>Let me see: [<|end|><|start|>assistant"
+    let final = "<|channel|>final<|message|>"
+    for isOpen in [nil, false] {
+      #expect(
+        try admits(
+          harmony.format(beforeAnswer: answer, isOpen: isOpen),
+          [
+            final + "{}", thought + final + "{\"a\": 1}", thought + remark + thought + final + "{}",
+            final + "{", thought + final + "no", thought, final + "{}" + final + "{}", "{}",
+            "<|channel|>commentary to=functions.f<|message|>{}<|end|><|start|>assistant" + final + "{}",
+          ]) == [true, true, true, false, false, false, false, false, false])
+    }
+    #expect(
+      try admits(
+        harmony.format(beforeAnswer: answer, isOpen: true),
+        ["so: {<|end|><|start|>assistant" + final + "{}", "<|end|><|start|>assistant" + thought + final + "{}", "{}"])
+        == [true, true, false])
     // JSON after the chain of thought.
     let json: JSONValue = ["type": "json_schema", "json_schema": ["type": "object"]]
     #expect(
       try admits(think.format(before: json, isOpen: true), ["a</think>\n\n{\"a\": 1}", "{}", "a</think>x"])
         == [true, false, false])
+  }
+
+  @Test(
+    "With gpt-oss's tokens, messages before the final one are free and the final one is not",
+    .enabled(if: SharedData.isPresent))
+  func harmonyTokens() throws {
+    let tokenizer = try Tokenizer.load(file: SharedData.root + "tokenizers/gpt-oss/derived_tokenizer.json")
+    func token(_ text: String) throws -> TokenID {
+      let tokens = try tokenizer.encode(text, addSpecialTokens: false)
+      #expect(tokens.count == 1, "\(text)")
+      return tokens[0]
+    }
+    let endOfAnswer = try token("<|return|>")
+    let size = Int(try token("<|call|>")) + 1
+    let vocabulary = TokenVocabulary(
+      tokens: (0..<size).map { tokenizer.tokenBytes(TokenID($0)) }, isSpecial: { tokenizer.isSpecial($0) },
+      endTokens: [endOfAnswer, try token("<|call|>")])
+    let harmony = try #require(ReasoningFormat.named("gpt-oss"))
+    let schema: JSONValue = [
+      "type": "object", "properties": ["result": ["type": "integer"]], "required": ["result"],
+      "additionalProperties": false,
+    ]
+    let format = harmony.format(beforeAnswer: ["type": "json_schema", "json_schema": schema], isOpen: nil)
+    let grammar = try GrammarCompiler(vocabulary: vocabulary).compile(
+      .structuralTag((["type": "structural_tag", "format": format] as JSONValue).compactText), whitespace: .fixed)
+    let matcher = GrammarMatcher(grammar)
+    func allows(_ text: String) throws -> Bool {
+      let token = try token(text)
+      return matcher.mask()[Int(token >> 5)] >> UInt32(token & 31) & 1 == 1
+    }
+    /// Takes a text's tokens, each of which the mask must allow.
+    func take(_ text: String) throws {
+      for token in try tokenizer.encode(text, addSpecialTokens: false) {
+        let isAllowed = matcher.mask()[Int(token >> 5)] >> UInt32(token & 31) & 1 == 1
+        #expect(isAllowed, "\(text): token \(token)")
+        #expect(matcher.accept(token))
+      }
+    }
+    #expect(try allows("<|channel|>") && !allows("Hello") && !allows("{"))
+    try take("<|channel|>analysis<|message|>")
+    // Within a thought any text, and no special token but its end.
+    #expect(try allows("Hello") && allows("{") && allows("<|end|>"))
+    #expect(try !allows("<|channel|>") && !allows("<|return|>") && !allows("<|call|>") && !allows("<|message|>"))
+    try take("User asks: \u{201C}What is 2 + 2?\u{201D} So {\"result\": \"four\"}. \u{1F600}<|end|>")
+    #expect(try allows("<|start|>") && !allows("<|return|>") && !allows("Hello"))
+    try take("<|start|>assistant<|channel|>commentary<|message|>Easy.<|end|><|start|>assistant<|channel|>")
+    #expect(try allows("analysis") && allows("comment") && allows("final") && !allows("Hello"))
+    try take("final<|message|>")
+    #expect(try !allows("Hello") && allows("{") && !allows("<|end|>") && !allows("<|return|>"))
+    try take("{\"result\": 4")
+    #expect(try !allows("<|return|>") && !allows(","))
+    try take("}")
+    #expect(try allows("<|return|>") && !allows("<|channel|>") && !allows(" "))
+    #expect(matcher.accept(endOfAnswer) && matcher.isTerminated)
   }
 }

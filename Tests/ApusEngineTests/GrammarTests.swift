@@ -140,12 +140,12 @@ private let haveModel: Bool = {
           for index in 0..<16 {
             let seed = UInt64(index % 4 + 1)
             let isPlain = index % 2 == 0
-            // Log-probabilities are of draws: with them, nothing is skipped and the text keeps to the grammar all the same.
+            // Log-probabilities change no token; a penalty does, where there is a choice.
             var request = request(isPlain ? nil : .regex(pattern), seed: seed, tokens: 200) {
               if index == 5 { $0.repetitionPenalty = 1.1 }
             }
             if index == 3 { request.logprobs = LogprobOptions(topCount: 1) }
-            let (asked, changed) = (request, index == 3 || index == 5)
+            let (asked, changed) = (request, index == 5)
             group.addTask {
               let result = try await engine.generate(asked).result()
               if isPlain { return }

@@ -80,10 +80,12 @@ struct Coverage {
     count("right guesses", run.statistics.acceptedDraftTokens)
     count("wrong guesses", run.statistics.draftTokens - run.statistics.acceptedDraftTokens)
     count("forced tokens", run.statistics.forcedTokens)
+    count("postponed draws", run.statistics.postponedDraws)
     count("evicted tokens", run.statistics.evictedTokens)
     count("flushes", run.flushes.count)
     count("drains", run.drainedCount)
     for outcome in run.outcomes.values {
+      if scenario.forces { count("log-probabilities beside forced tokens", outcome.logprobs.count) }
       if outcome.retractions > 1 { count("requests retracted twice", 1) }
       if outcome.retractions > 0 && outcome.promptLogprobs != nil { count("retracted with prompt logprobs", 1) }
       switch outcome.error?.code {
@@ -109,7 +111,8 @@ struct Coverage {
       "retractions by priority", "retractions for lack of pages", "cached tokens", "evicted tokens", "flushes",
       "drains", "requests retracted twice", "retracted with prompt logprobs", "full queues", "prompts too long",
       "requests after the end", "stop tokens", "readers who have enough", "ends by length", "aborts", "failures",
-      "ends for lack of pages", "forced tokens", "right guesses", "wrong guesses",
+      "ends for lack of pages", "forced tokens", "postponed draws",
+      "log-probabilities beside forced tokens", "right guesses", "wrong guesses",
     ]
     for name in names { #expect(counts[name, default: 0] >= 20, "the schedules met only \(counts[name] ?? 0) \(name)") }
   }

@@ -170,6 +170,50 @@ private func expectSignal(_ semaphore: DispatchSemaphore, _ what: Comment) {
     #expect(outputs.allSatisfy { $0.tokens.count == steps && $0.failure == nil })
   }
 
+  /// The masks of one grammar take for ever, until all other requests have all of their masks: those go on without it.
+  @Test(arguments: [1, 2]) func aSlowMaskDoesNotHoldUpTheStepsOfOthers(threads: Int) throws {
+    let others = 4
+    let steps = 8
+    let filled = DispatchSemaphore(value: 0)
+    let areDone = Mutex(false)
+    func requests(slowly: Bool) -> [DriverRequest] {
+      let slow = HashedConstraint(vocabulary: vocabulary, salt: 0) { outputs in
+        // The first mask is as quick as any, so that nothing warns of the others.
+        guard slowly, outputs > 0, !areDone.withLock({ $0 }) else { return }
+        for _ in 0..<others { expectSignal(filled, "Other requests wait for the slow mask.") }
+        areDone.withLock { $0 = true }
+      }
+      // Two requests of the slow grammar, whose masks take turns, and one without any.
+      var made = [
+        request([1, 2], seed: 0, newTokens: steps, slow), request([1, 2, 3], seed: 9, newTokens: steps, slow),
+        request([4, 5], seed: 10, newTokens: steps, nil),
+      ]
+      made[1].logprobs = LogprobOptions(topCount: 2)
+      for index in 1...others {
+        let quick = HashedConstraint(vocabulary: vocabulary, salt: UInt64(index)) { outputs in
+          if slowly && outputs == steps - 1 { filled.signal() }
+        }
+        made.append(request([1, 2], seed: UInt64(index), newTokens: steps, quick))
+      }
+      return made
+    }
+    for overlap in [true, false] {
+      areDone.withLock { $0 = false }
+      let model = try makeTinyModel { $0.maskThreads = threads }
+      var driver = Driver(model: model, generator: SeededGenerator(seed: 3), overlap: overlap)
+      driver.isRandom = false
+      let outputs = driver.run(requests(slowly: true))
+      #expect(outputs.allSatisfy { $0.tokens.count == steps && $0.failure == nil })
+      #expect(outputs[0].postponed + outputs[1].postponed > steps - 4, "\(outputs.map(\.postponed))")
+      // What was put off is drawn from the same bits.
+      let plain = try makeTinyModel { $0.maskThreads = 0 }
+      var other = Driver(model: plain, generator: SeededGenerator(seed: 4), overlap: overlap)
+      let expected = other.run(requests(slowly: false))
+      #expect(outputs == expected)
+      #expect(expected.allSatisfy { $0.postponed == 0 })
+    }
+  }
+
   /// A request that leaves while its mask is being filled keeps nobody waiting.
   @Test func leavingDoesNotWaitForAMask() throws {
     let model = try makeTinyModel { $0.maskThreads = 1 }

@@ -97,6 +97,13 @@ struct DriverOutput: Equatable {
   var logprobs: [PositionLogprobs] = []
   var promptLogprobs: [Int: PositionLogprobs] = [:]
   var failure: String?
+  /// Draws that were put off to a later step, which changes nothing else.
+  var postponed = 0
+
+  static func == (left: DriverOutput, right: DriverOutput) -> Bool {
+    left.tokens == right.tokens && left.logprobs == right.logprobs && left.promptLogprobs == right.promptLogprobs
+      && left.failure == right.failure
+  }
 }
 
 /// A small scheduler without policy: random chunks, random pages, random company, optionally with one step of overlap so
@@ -128,11 +135,12 @@ struct Driver {
     var outputs = requests.map { _ in DriverOutput() }
     var progress: [Progress?] = requests.map { _ in nil }
     var released: [Int32] = []
-    var inFlight: [[Int]] = []
+    var inFlight: [[(request: Int, start: Int, count: Int)]] = []
     var result = StepResult()
 
     func collect() {
-      let members = inFlight.removeFirst()
+      let shares = inFlight.removeFirst()
+      let members = shares.map(\.request)
       result.removeAll()
       runner.wait(into: &result)
       var next = 0
@@ -143,6 +151,14 @@ struct Driver {
       }
       var offsets: [Int] = []
       for (index, request) in members.enumerated() where result.tokenCounts[index] == 1 { offsets.append(request) }
+      for index in result.postponed {
+        // The last token is computed again; what is in flight behind it is void.
+        let request = members[index]
+        progress[request]!.computed = shares[index].start + shares[index].count - 1
+        progress[request]!.launchedOutputs =
+          progress[request]!.known.count - requests[request].prompt.count - requests[request].givenOutput.count
+        outputs[request].postponed += 1
+      }
       for entry in result.logprobs { outputs[offsets[entry.index]].logprobs.append(entry.values) }
       for entry in result.promptLogprobs {
         outputs[members[entry.request]].promptLogprobs[entry.position] = entry.values
@@ -159,7 +175,7 @@ struct Driver {
       var batch = ScheduleBatch()
       batch.released = released
       released = []
-      var members: [Int] = []
+      var members: [(request: Int, start: Int, count: Int)] = []
       var budget = model.description.maxTokensPerStep
       for index in requests.indices.shuffled(using: &generator) {
         if isFinished(index) || budget == 0 { continue }
@@ -198,11 +214,11 @@ struct Driver {
             promptLogprobEnd: start.map { _ in Int32(request.prompt.count - 1) } ?? .max))
         batch.tokens += tokens
         batch.pages += state.pages
+        members.append((index, state.computed, count))
         state.computed = end
         if samples { state.launchedOutputs += 1 }
         budget -= count
         progress[index] = state
-        members.append(index)
       }
       if members.isEmpty {
         if requests.indices.allSatisfy(isFinished) && inFlight.isEmpty { break }
@@ -218,7 +234,7 @@ struct Driver {
       if requests.indices.allSatisfy(isFinished) { while !inFlight.isEmpty { collect() } }
       for index in requests.indices {
         guard let state = progress[index], isFinished(index), !state.left,
-          !inFlight.contains(where: { $0.contains(index) })
+          !inFlight.contains(where: { $0.contains { $0.request == index } })
         else { continue }
         progress[index]!.left = true
         released.append(state.slot)
