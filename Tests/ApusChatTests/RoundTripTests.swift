@@ -339,11 +339,17 @@ struct RoundTripTests {
           return .object(function)
         })
       if family.reasoning != nil { message[family.reasoningKey] = .string(thought) }
-      let rendered = try template.render(
-        JSONObject([
-          ("messages", [["role": "user", "content": "Hi"], .object(message)]), ("tools", []),
-          ("add_generation_prompt", false), ("bos_token", "<s>"), ("eos_token", "</s>"), ("documents", nil),
-        ]))
+      // As the server renders it where arguments must be texts, else as variables.
+      let prompt = ChatPrompt(
+        messages: [["role": "user", "content": "Hi"], .object(message)], addGenerationPrompt: false)
+      let rendered =
+        try family.wantsText
+        ? template.render(prompt, bosToken: "<s>", eosToken: "</s>")
+        : template.render(
+          JSONObject([
+            ("messages", [["role": "user", "content": "Hi"], .object(message)]), ("tools", []),
+            ("add_generation_prompt", false), ("bos_token", "<s>"), ("eos_token", "</s>"), ("documents", nil),
+          ]))
       var range = try #require(rendered.range(of: family.start, options: [.backwards, .literal]))
       // The beginning of the analysis and the plan is a part of the answer.
       if family.format == "gpt-oss" || family.format == "cohere" {

@@ -348,6 +348,112 @@ private let chat: JSONValue = ["model": "fake/model", "messages": [["role": "use
     #expect(raised.error == "The template says: no such role.")
   }
 
+  @Test func messagesAreWhatTemplatesAskFor() async throws {
+    let call: JSONValue = ["type": "function", "function": ["name": "f", "arguments": "{\"a\":1}"]]
+    let empty: JSONValue = ["type": "function", "function": ["name": "g", "arguments": " "]]
+    let messages: JSONValue = [
+      ["role": "assistant", "content": "Hi", "tool_calls": [], "function_call": nil],
+      ["role": "assistant", "content": nil, "tool_calls": [call, empty]],
+      ["role": "assistant", "content": [["type": "thinking", "thinking": "Hm."], ["type": "text", "text": "Hi"]]],
+    ]
+    func rendered(_ service: FakeService) async throws -> JSONValue {
+      let answer = try await withRoutes(service) { try await $0.post("/v1/chat/completions", ["messages": messages]) }
+      #expect(answer.status == 200, "\(answer.text)")
+      return try #require(service.messages.last)
+    }
+    let expected: JSONValue = [
+      ["role": "assistant", "content": "Hi", "function_call": nil],
+      [
+        "role": "assistant", "content": "",
+        "tool_calls": [
+          ["type": "function", "function": ["name": "f", "arguments": ["a": 1]]],
+          ["type": "function", "function": ["name": "g", "arguments": [:]]],
+        ],
+      ], ["role": "assistant", "content": "Hi", "reasoning_content": "Hm."],
+    ]
+    #expect(try await rendered(FakeService()) == expected)
+    // Templates that ask whether there is a content, and those that join arguments to a text, get what they want.
+    var other = expected.arrayValue!
+    other[1] = ["role": "assistant", "content": nil, "tool_calls": [call, empty]]
+    let template = "{% if message['content'] is none %}"
+    #expect(
+      try await rendered(FakeService(.init(wantsTextArguments: true), chatTemplate: template)) == .array(other))
+    // An error that texts do not mend is the first one.
+    let broken: JSONValue = [["role": "raise"], ["role": "assistant", "tool_calls": [call]]]
+    let answer = try await withRoutes { try await $0.post("/v1/chat/completions", ["messages": broken]) }
+    #expect(answer.status == 400 && answer.error == "The template says: no such role.")
+  }
+
+  @Test(
+    arguments: [
+      (["thinking": ["type": "disabled"]], "<enable_thinking=false><thinking=false>"),
+      (["thinking": ["type": "enabled", "budget_tokens": 5]], "<enable_thinking=true><thinking=true>"),
+      (["thinking": true], "<enable_thinking=true><thinking=true>"),
+      (["enable_thinking": false], "<enable_thinking=false><thinking=false>"),
+      (["thinking": ["type": "adaptive"]], ""), (["thinking": nil, "enable_thinking": nil], ""),
+      (["thinking": true, "chat_template_kwargs": ["thinking": false]], "<enable_thinking=true><thinking=false>"),
+      (["documents": [["text": "x"]]], "<documents=[{\"text\":\"x\"}]>"),
+      (["add_special_tokens": false], ""),
+    ] as [(JSONValue, String)])
+  func variablesReachTheTemplate(members: JSONValue, written: String) async throws {
+    let service = FakeService()
+    let answer = try await withRoutes(service) { try await $0.post("/v1/chat/completions", with(chat, members)) }
+    #expect(answer.status == 200, "\(answer.text)")
+    #expect(promptText(service.requests.first) == "<user>Hi\(written)<assistant>")
+    #expect(service.requests.first?.sampling.thinkingBudget == members["thinking"]?["budget_tokens"]?.intValue)
+  }
+
+  @Test func specialTokensAreAddedWhereTheyAreAskedFor() async throws {
+    let service = FakeService()
+    try await withRoutes(service) { client in
+      for (path, body) in [
+        ("/v1/chat/completions", with(chat, ["add_special_tokens": true])), ("/v1/completions", ["prompt": "a"]),
+        ("/v1/completions", ["prompt": ["a", [98]], "add_special_tokens": false]),
+      ] as [(String, JSONValue)] {
+        let answer = try await client.post(path, body)
+        #expect(answer.status == 200, "\(answer.text)")
+      }
+    }
+    guard case .tokens(let tokens)? = service.requests.first?.prompt else {
+      Issue.record("The chat has no tokens.")
+      return
+    }
+    #expect(tokens.first == FakeService.bos)
+    #expect(service.requests.dropFirst().map(\.prompt) == [.text("a"), .tokens([97]), .tokens([98])])
+  }
+
+  @Test func reasoningIsLeftOutIfAskedFor() async throws {
+    let body = with(chat, ["include_reasoning": false])
+    let whole = try await withRoutes(callingService(Array(callingAnswer.prefix(8)))) {
+      try await $0.post("/v1/chat/completions", body)
+    }
+    #expect(whole.json["choices"]?[0]?["message"] == ["role": "assistant", "content": "Let me see.", "refusal": nil])
+    let streamed = try await withRoutes(callingService(Array(callingAnswer.prefix(8)))) {
+      try await $0.post("/v1/chat/completions", with(body, ["stream": true]))
+    }
+    #expect(!streamed.text.contains("reasoning") && !streamed.text.contains("Hm"))
+    #expect(streamed.text.contains("Let me"))
+  }
+
+  @Test(
+    arguments: [
+      ("chat_template", "{{ messages }}"), ("echo", true), ("bad_words", ["x"]), ("allowed_token_ids", [1]),
+      ("logits_processors", ["x"]), ("watermark", true), ("prompt_logprobs", 1), ("truncate_prompt_tokens", 5),
+      ("return_token_ids", true), ("return_hidden_states", "last"), ("return_routed_experts", true),
+    ] as [(String, JSONValue)])
+  func whatCannotBeDoneIsRefused(field: String, value: JSONValue) async throws {
+    try await withRoutes { client in
+      let answer = try await client.post("/v1/chat/completions", with(chat, .object(JSONObject([(field, value)]))))
+      #expect(answer.status == 400 && answer.parameter == field && answer.code == "unsupported_value", "\(answer.text)")
+      // What asks for nothing is taken.
+      for nothing in [nil, field == "bad_words" ? [] : nil, value.boolValue == nil ? nil : false] as [JSONValue]
+      where field != "watermark" || nothing.isNull {
+        let answer = try await client.post("/v1/chat/completions", with(chat, .object(JSONObject([(field, nothing)]))))
+        #expect(answer.status == 200, "\(answer.text)")
+      }
+    }
+  }
+
   @Test func parsesToolCallArguments() async throws {
     let service = FakeService()
     let body: JSONValue = [

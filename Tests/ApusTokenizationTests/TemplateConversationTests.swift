@@ -49,6 +49,31 @@ struct TemplateConversationTests {
     #expect(try ChatTemplate(source: source).render(ChatPrompt(messages: messages)) == "SaPb")
   }
 
+  @Test("Templates that join arguments to a text, and those that ask for a null content, get them")
+  func textArguments() throws {
+    func calls(_ arguments: JSONValue, content: JSONValue = nil) -> ChatPrompt {
+      ChatPrompt(messages: [
+        ["role": "assistant", "content": content, "tool_calls": [["function": ["name": "f", "arguments": arguments]]]]
+      ])
+    }
+    let joined = try ChatTemplate(
+      source: "{% for m in messages %}{% if m['content'] is none %}{% for c in m['tool_calls'] %}"
+        + "{{ c['function']['name'] + c['function']['arguments'] }}{% endfor %}{% else %}{{ m['content'] }}{% endif %}"
+        + "{% endfor %}")
+    #expect(try joined.render(calls("{\"a\":  1}")) == "f{\"a\":  1}")
+    #expect(try joined.render(calls("{}", content: "x")) == "x")
+    #expect(throws: EngineError.self) { try joined.render(calls(["a": 1])) }
+    let objects = try ChatTemplate(
+      source:
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}")
+    #expect(try objects.render(calls("{\"a\":  1}")) == "{\"a\": 1}")
+    // What neither form mends is told as it came first.
+    let broken = try ChatTemplate(
+      source: "{{ raise_exception(messages[0].tool_calls[0].function.arguments | string) }}")
+    let error = #expect(throws: EngineError.self) { try broken.render(calls("{\"a\":1}")) }
+    #expect(error?.message == "{'a': 1}")
+  }
+
   @Test("Null members count as absent, and reasoning is found under its names")
   func normalization() throws {
     let source = "{% for m in messages %}{{ m | tojson }}{% endfor %}"

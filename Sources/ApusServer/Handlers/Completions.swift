@@ -4,7 +4,7 @@ import Hummingbird
 extension ServerState {
   /// `POST /v1/completions`.
   func completions(_ request: Hummingbird.Request, _ context: ServerContext) async throws -> Response {
-    let body = try CompletionRequest(try await body(of: request))
+    var body = try CompletionRequest(try await body(of: request))
     let common = body.common
     try check(model: common.model)
     let count = try common.sampling.sampleCount(limit: 128)
@@ -23,6 +23,13 @@ extension ServerState {
         switch prompt {
         case .text(let text): echoes.append(text)
         case .tokens(let tokens): echoes.append(try service.decode(tokens, skipSpecialTokens: false))
+        }
+      }
+    }
+    if !body.addsSpecialTokens {
+      for (index, prompt) in body.prompts.enumerated() {
+        if case .text(let text) = prompt {
+          body.prompts[index] = .tokens(try service.encode(text, addSpecialTokens: false))
         }
       }
     }

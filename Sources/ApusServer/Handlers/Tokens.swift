@@ -78,7 +78,7 @@ extension ServerState {
       chat.addGenerationPrompt = addGenerationPrompt
       lists = [
         try service.encode(
-          try service.renderChat(try chat.prompt(keepsDeveloperRole: formats.knowsDeveloperRole)),
+          try render(chat),
           addSpecialTokens: false)
       ]
     } else {

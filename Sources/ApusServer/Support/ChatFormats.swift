@@ -10,6 +10,8 @@ struct ChatFormats: Sendable {
   let reasoningNeedsSpecialTokens: Bool
   /// Whether the chat template knows the role `developer`.
   let knowsDeveloperRole: Bool
+  /// Whether the chat template asks if a message has no content, and leaves calls out where it has one.
+  let readsAbsentContent: Bool
 
   /// What the configuration names or, with `auto`, the model's chat template and vocabulary show.
   init(_ configuration: ServerConfiguration, _ model: ModelInformation) {
@@ -30,6 +32,7 @@ struct ChatFormats: Sendable {
     callsNeedSpecialTokens = calls?.needs(specialTokens: tokens) ?? false
     reasoningNeedsSpecialTokens = reasoning?.needs(specialTokens: tokens) ?? false
     knowsDeveloperRole = template.contains("developer")
+    readsAbsentContent = template.contains("['content'] is none") || template.contains("message.content is none")
   }
 }
 
@@ -40,6 +43,8 @@ struct ChatReading: Sendable {
   var allowsParallelCalls = true
   var separatesReasoning = true
   var streamsReasoning = true
+  /// Whether reasoning that is told apart is given at all.
+  var includesReasoning = true
 }
 
 /// Reads one answer: turns chunks of text into what clients are told.
@@ -55,6 +60,7 @@ struct AnswerReader: Sendable {
   private var parser: ChatOutputParser?
   private let identifierStyle: ToolCallFormat.IdentifierStyle
   private let allowsParallelCalls: Bool
+  private let includesReasoning: Bool
   /// What the prompt already holds of the answer.
   private var beginning: String
   /// Whether the answer holds a tool call.
@@ -80,6 +86,7 @@ struct AnswerReader: Sendable {
     }
     identifierStyle = formats.calls?.identifierStyle ?? .openAI
     allowsParallelCalls = reading.allowsParallelCalls
+    includesReasoning = reading.includesReasoning
     self.beginning = beginning
   }
 
@@ -98,7 +105,7 @@ struct AnswerReader: Sendable {
     if isLast { events += parser!.finish() }
     return ChatEvent.merged(events).compactMap { event in
       switch event {
-      case .reasoning(let text): return .reasoning(text)
+      case .reasoning(let text): return includesReasoning ? .reasoning(text) : nil
       case .content(let text): return .content(text)
       case .toolCallBegin(let index, let name, let id):
         if !allowsParallelCalls, index > 0 { return nil }

@@ -79,7 +79,15 @@ struct CommonFields {
       },
       .refused(
         "lora_path", "session_params", "custom_logit_processor", because: "is not available; leave the field out"),
-      .refusedIfTrue("return_hidden_states", because: "hidden states are not available; leave the field out"),
+      .refusedUnlessFalse(
+        "return_hidden_states", "return_routed_experts", "return_sampling_mask",
+        because: "is not available; leave the field out"),
+      .refusedUnlessFalse(
+        "return_token_ids", "return_tokens_as_token_ids", "return_prompt_token_ids", "return_meta_info",
+        because: "tokens are told by /generate (output_ids); leave the field out"),
+      .refused(
+        "prompt_logprobs", because: "is told by /v1/completions with echo, or by /generate; leave the field out"),
+      .refused("truncate_prompt_tokens", because: "prompts are not cut; shorten the prompt"),
     ]) + SamplingFields.fields.within(\.sampling)
 
   /// Reads a member if it is one of the common ones.
@@ -123,6 +131,10 @@ struct ChatCompletionRequest {
   var templateVariables = JSONObject()
   var reasoningEffort: JSONValue?
   var verbosity: String?
+  /// Whether the model should think; `nil` leaves it to the template.
+  var thinks: Bool?
+  var documents: JSONValue?
+  var addsSpecialTokens = false
 
   /// The members of the body.
   static let fields =
@@ -166,6 +178,42 @@ struct ChatCompletionRequest {
       .flag(
         "stream_reasoning", to: \.reading.streamsReasoning, default: true,
         "Whether the chain of thought is streamed as it comes rather than in one piece."),
+      .flag(
+        "include_reasoning", to: \.reading.includesReasoning, default: true,
+        "Whether the chain of thought that is told apart is given at all."),
+      Field(
+        "thinking",
+        schema: [
+          "anyOf": [
+            ["type": "boolean"],
+            [
+              "type": "object",
+              "properties": [
+                "type": ["enum": ["enabled", "disabled", "adaptive", "auto"]],
+                "budget_tokens": ["type": "integer", "minimum": 0],
+              ], "required": ["type"],
+            ],
+          ]
+        ],
+        "Whether the model should think, given to the chat template as `thinking` and `enable_thinking`; "
+          + "`budget_tokens` is a `thinking_budget`."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        try request.readThinking(name, &fields, &reader)
+      },
+      Field(
+        "enable_thinking", schema: ["type": "boolean"],
+        "The same for clients of Qwen's API: given to the chat template as `thinking` and `enable_thinking`."
+      ) { (request, fields, reader, name) throws(JSONError) in
+        if let thinks = try fields.bool(&reader, name) { request.thinks = thinks }
+      },
+      .array(
+        "documents", to: \.documents, of: "documents", items: ["type": "object"],
+        "Documents for chat templates that read them."),
+      .flag(
+        "add_special_tokens", to: \.addsSpecialTokens, default: false,
+        "Whether the tokenizer's special tokens are added to what the template wrote, which has its own."),
+      .refused("chat_template", because: "templates of clients are not run; leave the field out"),
+      .refusedUnlessFalse("echo", because: "a chat's prompt is not repeated; leave the field out"),
       .tokens("input_ids", to: \.inputIDs, "The prompt as token ids, in place of the template's."),
       .flag("logprobs", to: \.logprobs, default: false, "Whether log-probabilities of the answer's tokens are given."),
       .integer("top_logprobs", to: \.topLogprobs, "How many of the likeliest tokens are given with each; in 0...20."),
@@ -202,7 +250,7 @@ struct ChatCompletionRequest {
       .refused("functions", "function_call", because: "is OpenAI's old form; use tools and tool_choice"),
       .refused("web_search_options", because: "this server searches nothing; leave the field out"),
       .refused("moderation", because: "moderation is not available; leave the field out"),
-      .refusedIfTrue("store", because: "chat completions are not kept; leave the field out, or use /v1/responses"),
+      .refusedUnlessFalse("store", because: "chat completions are not kept; leave the field out, or use /v1/responses"),
       .ignored("prediction", schema: ["type": "object"], "Has no effect: it could only make the answer faster."),
       .refused("audio", because: "this model answers in text only; leave the field out"),
       Field("modalities", schema: ["const": ["text"]], "Only text is available.") {
@@ -367,11 +415,44 @@ struct ChatCompletionRequest {
     return found
   }
 
+  /// Reads `thinking`: a boolean, or an object with a type as the APIs of DeepSeek, GLM and Kimi have it.
+  private mutating func readThinking(
+    _ name: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+  ) throws(JSONError) {
+    switch try fields.value(&reader, name) {
+    case nil: break
+    case .bool(let thinks): self.thinks = thinks
+    case .object(let object):
+      switch object["type"] {
+      case "enabled":
+        thinks = true
+        guard let budget = object["budget_tokens"]?.nonNull else { break }
+        if let budget = budget.intValue, budget >= 0 {
+          common.sampling.thinkingBudget = budget
+        } else {
+          fields.note("\(name).budget_tokens", "expected an integer of at least 0, got \(budget.compactText)")
+        }
+      case "disabled": thinks = false
+      case "adaptive", "auto": thinks = nil
+      default: fields.note("\(name).type", "must be \"enabled\", \"disabled\", \"adaptive\" or \"auto\"")
+      }
+    case let other?: fields.note(name, "expected a boolean or an object, got \(other.kindName)")
+    }
+  }
+
+  /// Whether the conversation holds calls, whose arguments templates take as objects or as texts.
+  var hasCalls: Bool {
+    messages?.arrayValue?.contains { $0["tool_calls"]?.arrayValue?.isEmpty == false } ?? false
+  }
+
   /// The conversation for the chat template.
   ///
-  /// - Parameter keepsDeveloperRole: whether the template knows the role `developer`, which is `system` to others.
+  /// - Parameters:
+  ///   - formats: what the template knows: the role `developer`, which is `system` to others, and messages without a
+  ///     content, which is the empty string to others.
+  ///   - parsesArguments: whether the arguments of calls become objects.
   /// - Throws: `invalidRequest` or `unsupported`, naming the message at fault.
-  func prompt(keepsDeveloperRole: Bool) throws(EngineError) -> ChatPrompt {
+  func prompt(_ formats: ChatFormats, parsesArguments: Bool = true) throws(EngineError) -> ChatPrompt {
     guard let messages = messages?.arrayValue else {
       throw EngineError(.invalidRequest, "messages is required: an array of messages.", parameter: "messages")
     }
@@ -381,8 +462,14 @@ struct ChatCompletionRequest {
     var normalized: [JSONValue] = []
     normalized.reserveCapacity(messages.count)
     for (index, message) in messages.enumerated() {
-      var message = try chatMessage(message, index)
-      if !keepsDeveloperRole, message["role"] == "developer", case .object(var object) = message {
+      var message = try chatMessage(message, index, parsesArguments: parsesArguments)
+      if formats.readsAbsentContent, message["tool_calls"]?.nonNull != nil, message["content"] == "",
+        case .object(var object) = message
+      {
+        object["content"] = .null
+        message = .object(object)
+      }
+      if !formats.knowsDeveloperRole, message["role"] == "developer", case .object(var object) = message {
         object["role"] = "system"
         message = .object(object)
       }
@@ -402,7 +489,12 @@ struct ChatCompletionRequest {
         variables["thinking"] = false
       }
     }
+    if let thinks {
+      variables["enable_thinking"] = .bool(thinks)
+      variables["thinking"] = .bool(thinks)
+    }
     if let verbosity { variables["verbosity"] = .string(verbosity) }
+    if let documents { variables["documents"] = documents }
     for (name, value) in templateVariables { variables[name] = value }
     let offersTools = reading.choice != .none && !reading.tools.isEmpty
     // add_generation_prompt is true by default, so a client that continues a message need not turn it off.
@@ -416,8 +508,12 @@ struct ChatCompletionRequest {
 /// A message as chat templates expect it.
 ///
 /// Content given as a list of text parts becomes one string (joined by spaces, as SGLang does), missing content becomes
-/// the empty string, and the arguments of tool calls, which the API carries as JSON inside a string, become objects.
-private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError) -> JSONValue {
+/// the empty string, and the arguments of tool calls, which the API carries as JSON inside a string, become objects. An
+/// empty list of calls is left out, since templates ask whether there is one, and parts that are thoughts become
+/// `reasoning_content`.
+private func chatMessage(
+  _ message: JSONValue, _ index: Int, parsesArguments: Bool
+) throws(EngineError) -> JSONValue {
   func refuse(_ path: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
     let name = "messages[\(index)]\(path)"
     return EngineError(code, "\(name): \(sentence).", parameter: name)
@@ -436,6 +532,7 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
     object["content"] = object["refusal"]?.stringValue.map { .string($0) } ?? .string("")
   case .array(let parts):
     var texts: [String] = []
+    var thoughts: [String] = []
     for (number, part) in parts.enumerated() {
       let path = ".content[\(number)]"
       if case .string(let text) = part {
@@ -448,6 +545,9 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
       case "text", "input_text", "output_text":
         guard let text = part["text"]?.stringValue else { throw refuse(path + ".text", "expected a string") }
         texts.append(text)
+      case "thinking":
+        guard let text = part["thinking"]?.stringValue else { throw refuse(path + ".thinking", "expected a string") }
+        thoughts.append(text)
       case "refusal":
         guard let text = part["refusal"]?.stringValue else { throw refuse(path + ".refusal", "expected a string") }
         texts.append(text)
@@ -458,6 +558,9 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
       }
     }
     object["content"] = .string(texts.joined(separator: " "))
+    if !thoughts.isEmpty, object["reasoning_content"]?.nonNull == nil {
+      object["reasoning_content"] = .string(thoughts.joined(separator: "\n"))
+    }
   case let other?: throw refuse(".content", "expected a string or an array of parts, got \(other.kindName)")
   }
   if object["function_call"]?.nonNull != nil {
@@ -465,15 +568,20 @@ private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError)
   }
   if let calls = object["tool_calls"], !calls.isNull {
     guard let calls = calls.arrayValue else { throw refuse(".tool_calls", "expected an array, got \(calls.kindName)") }
-    object["tool_calls"] = .array(calls.map(withParsedArguments))
+    if calls.isEmpty {
+      object["tool_calls"] = JSONValue?.none
+    } else if parsesArguments {
+      object["tool_calls"] = .array(calls.map(withParsedArguments))
+    }
   }
   return .object(object)
 }
 
-/// A tool call whose arguments are an object rather than its JSON text, where the text is valid.
+/// A tool call whose arguments are an object rather than its JSON text, where the text is valid. No text is no arguments.
 private func withParsedArguments(_ call: JSONValue) -> JSONValue {
   guard case .object(var call) = call, case .object(var function)? = call["function"],
-    case .string(let text)? = function["arguments"], let arguments = try? JSONValue.parse(text, depthLimit: 64),
+    case .string(let text)? = function["arguments"],
+    let arguments = text.allSatisfy(\.isWhitespace) ? [:] : (try? JSONValue.parse(text, depthLimit: 64)),
     arguments.objectValue != nil
   else { return call }
   function["arguments"] = arguments

@@ -64,6 +64,7 @@ struct CompletionRequest {
   var echo = false
   var logprobs: Int?
   var bestOf: Int?
+  var addsSpecialTokens = true
 
   /// The prompts as the client gave them.
   private var given: PromptList?
@@ -78,6 +79,10 @@ struct CompletionRequest {
       .flag("echo", to: \.echo, default: false, "Whether the prompt goes before the answer."),
       .integer("logprobs", to: \.logprobs, "How many log-probabilities are given with each token; in 0...20."),
       .integer("best_of", to: \.bestOf, "How many answers are made, of which the best `n` are given."),
+      .flag(
+        "add_special_tokens", to: \.addsSpecialTokens, default: true,
+        "Whether the tokenizer adds its special tokens to prompts that are texts."),
+      .refused("prompt_embeds", because: "vectors cannot be prompts; give texts or token ids"),
       Field("suffix", schema: ["const": ""], "Not available: filling in the middle is refused.") {
         (_, fields, reader, name) throws(JSONError) in
         if let suffix = try fields.string(&reader, name), !suffix.isEmpty {

@@ -141,11 +141,14 @@ struct Field<Target>: Sendable {
     return field
   }
 
-  /// A member that this server cannot honour: `true` is refused with the sentence.
-  static func refusedIfTrue(_ name: String, because sentence: String) -> Field {
-    Field([name], ["const": false], "Not available: \(sentence).") { (_, fields, reader, name) throws(JSONError) in
-      try fields.refuseIfTrue(&reader, name, sentence)
+  /// Members that this server cannot honour: all but `false` and `null` is refused with the sentence.
+  static func refusedUnlessFalse(_ names: String..., because sentence: String) -> Field {
+    var field = Field(names, ["const": false], "Not available: \(sentence).") {
+      (_, fields, reader, name) throws(JSONError) in
+      try fields.refuseUnlessFalse(&reader, name, sentence)
     }
+    field.namesAreAliases = false
+    return field
   }
 
   /// The same field, without which a body is refused.

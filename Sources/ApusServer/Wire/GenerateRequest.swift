@@ -99,7 +99,7 @@ struct GenerateRequest {
       because: "the model served here reads text only; leave the field out"),
     .refused(
       "lora_path", "session_params", "custom_logit_processor", because: "is not available; leave the field out"),
-    .refusedIfTrue("return_hidden_states", because: "hidden states are not available; leave the field out"),
+    .refusedUnlessFalse("return_hidden_states", because: "hidden states are not available; leave the field out"),
   ])
 
   private static func oneOrMore(_ schema: JSONValue) -> JSONValue {

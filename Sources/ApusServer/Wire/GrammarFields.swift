@@ -7,12 +7,15 @@ struct GrammarFields {
 
   /// Reads one of the native fields `json_schema`, `regex`, `ebnf` and `structural_tag` (texts; a schema or tag may be an
   /// object, too), or vLLM's `guided_json`, `guided_regex`, `guided_grammar` and `guided_choice`.
+  ///
+  /// - Parameter kind: the field whose meaning it has, if that is another.
   mutating func read(
-    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+    _ key: String, as kind: String? = nil, _ fields: inout FieldReader, _ reader: inout JSONReader
   ) throws(JSONError) {
     guard let value = try fields.value(&reader, key) else { return }
     let made: GrammarSpecification?
-    switch key {
+    let kind = kind ?? key
+    switch kind {
     case "json_schema", "guided_json":
       made =
         value.objectValue != nil || value.stringValue != nil || value.boolValue != nil
@@ -28,10 +31,41 @@ struct GrammarFields {
     default: made = value.stringValue.map { .ebnf($0) }
     }
     guard let made else {
-      let expected = key == "guided_choice" ? "a list of strings" : "a string"
+      let expected = kind == "guided_choice" ? "a list of strings" : "a string"
       return fields.note(key, "expected \(expected), got \(value.kindName)")
     }
     set(made, key, &fields)
+  }
+
+  /// The JSON Schema of `structured_outputs`.
+  static let structuredOutputsSchema: JSONValue = [
+    "type": "object",
+    "properties": [
+      "json": ["type": ["object", "string"]], "json_object": ["type": "boolean"], "regex": ["type": "string"],
+      "choice": ["type": "array", "items": ["type": "string"]], "grammar": ["type": "string"],
+      "structural_tag": ["type": ["object", "string"]],
+    ],
+  ]
+
+  /// Reads vLLM's `structured_outputs`, an object with one constraint. What else it holds chooses and tunes vLLM's own
+  /// implementations.
+  mutating func readStructuredOutputs(
+    _ key: String, _ fields: inout FieldReader, _ reader: inout JSONReader
+  ) throws(JSONError) {
+    var grammar = self
+    try fields.object(&reader, key) { (fields, reader, key) throws(JSONError) in
+      switch key {
+      case "json": try grammar.read(key, as: "guided_json", &fields, &reader)
+      case "regex": try grammar.read(key, as: "guided_regex", &fields, &reader)
+      case "choice": try grammar.read(key, as: "guided_choice", &fields, &reader)
+      case "grammar": try grammar.read(key, as: "guided_grammar", &fields, &reader)
+      case "structural_tag": try grammar.read(key, &fields, &reader)
+      case "json_object":
+        if try fields.bool(&reader, key) == true { grammar.set(.jsonObject, key, &fields) }
+      default: try reader.skipValue()
+      }
+    }
+    self = grammar
   }
 
   /// The JSON Schema of `response_format`.
@@ -57,9 +91,15 @@ struct GrammarFields {
     }
     switch type {
     case "text": break
-    case "json_object": set(.jsonObject, key, &fields)
+    case "json_object":
+      // llama.cpp's server and others take a schema here.
+      guard let schema = format["schema"]?.nonNull else { return set(.jsonObject, key, &fields) }
+      guard schema.objectValue != nil else { return fields.note("\(key).schema", "expected a JSON Schema") }
+      set(.jsonSchema(schema.compactText), key, &fields)
     case "json_schema":
-      guard let description = format["json_schema"], let schema = description["schema"],
+      // Some clients leave out the object around name and schema.
+      let description = format["json_schema"]?.nonNull ?? format
+      guard let schema = description["schema"],
         schema.objectValue != nil || schema.boolValue != nil
       else { return fields.note("\(key).json_schema.schema", "expected a JSON Schema") }
       var options = GrammarSpecification.SchemaOptions()

@@ -84,7 +84,7 @@ struct OllamaRequest {
       "Ignored: the model stays in memory as long as the server runs."),
     Field("logprobs", schema: ["const": false], "Not available here: use the chat completions API.") {
       (_, fields, reader, name) throws(JSONError) in
-      try fields.refuseIfTrue(&reader, name, "is not available here; use /v1/chat/completions")
+      try fields.refuseUnlessFalse(&reader, name, "is not available here; use /v1/chat/completions")
     },
     .ignored("top_logprobs", schema: ["type": "integer"], "Ignored."),
     .ignored("truncate", "shift", schema: ["type": "boolean"], "Ignored: a prompt that is too long is an error."),

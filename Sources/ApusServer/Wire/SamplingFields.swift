@@ -82,7 +82,9 @@ struct SamplingFields {
     .bool(
       "spaces_between_special_tokens", to: \.spacesBetweenSpecialTokens,
       "Whether special tokens are followed by the decoder's space."),
-    .bool("no_stop_trim", to: \.noStopTrim, "Whether what ended the answer stays in the text."),
+    .bool(
+      "no_stop_trim", "include_stop_str_in_output", to: \.noStopTrim, "Whether what ended the answer stays in the text."
+    ),
     .integer("n", to: \.count, "How many answers to give; in 1...128."),
     Field(
       "thinking_budget", "thinking_token_budget", "max_thinking_tokens", schema: ["type": "integer", "minimum": -1],
@@ -122,6 +124,22 @@ struct SamplingFields {
       "structural_tag", schema: [:], "A structural tag: free text with regions that must follow a schema each."),
     grammar(
       "guided_choice", schema: ["type": "array", "items": ["type": "string"]], "Texts of which the answer must be one."),
+    Field(
+      "structured_outputs", schema: GrammarFields.structuredOutputsSchema,
+      "What the text must look like, in one of vLLM's forms."
+    ) { (sampling, fields, reader, name) throws(JSONError) in
+      try sampling.grammar.readStructuredOutputs(name, &fields, &reader)
+    },
+    Field("bad_words", schema: ["type": "array", "maxItems": 0], "Not available: words cannot be forbidden.") {
+      (_, fields, reader, name) throws(JSONError) in
+      let words = try fields.strings(&reader, name) ?? []
+      if !words.isEmpty {
+        fields.note(name, "words cannot be forbidden; use logit_bias or a grammar", code: .unsupported)
+      }
+    },
+    .refused("allowed_token_ids", because: "is not available; use guided_choice, regex or ebnf"),
+    .refused("logits_processors", because: "code of clients is not run; leave the field out"),
+    .refused("watermark", because: "texts are not watermarked; leave the field out"),
     Field(
       "beam_width", "use_beam_search", schema: ["enum": [false, 0, 1]],
       "Not available: beam search is refused where it would be used."
@@ -229,9 +247,12 @@ extension FieldReader {
     try reader.skipValue()
   }
 
-  /// Skips a value; `true` is noted as something this server cannot do.
-  mutating func refuseIfTrue(_ reader: inout JSONReader, _ name: String, _ sentence: String) throws(JSONError) {
-    if try reader.readValue() == .bool(true) { note(name, sentence, code: .unsupported) }
+  /// Skips a value; anything but `false` and `null` is noted as something this server cannot do.
+  mutating func refuseUnlessFalse(
+    _ reader: inout JSONReader, _ name: String, _ sentence: String
+  ) throws(JSONError) {
+    let value = try reader.readValue()
+    if value != .bool(false), value != .null { note(name, sentence, code: .unsupported) }
   }
 }
 

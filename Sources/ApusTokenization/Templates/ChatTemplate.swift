@@ -99,7 +99,8 @@ public struct ChatTemplate: Sendable {
   public var limits = Limits()
   /// The clock of `strftime_now`.
   public var clock: Clock = { .now() }
-  /// Whether `arguments` of tool calls that are JSON texts are parsed before rendering, since templates expect objects.
+  /// Whether `arguments` of tool calls that are JSON texts are parsed before rendering, since templates expect objects. Some
+  /// join them to a text instead, which fails with objects; these get the texts.
   public var parsesToolArguments = true
 
   /// What makes text of variables.
@@ -111,12 +112,15 @@ public struct ChatTemplate: Sendable {
   private let program: Program
   /// Whether the template can do with nothing but parts.
   private let needsParts: Bool
+  /// Whether the template asks if a message's content is null, as DeepSeek's do, which leave calls out where it is not.
+  private let readsAbsentContent: Bool
 
   /// Compiles a template.
   /// - Throws: `invalidCheckpoint` with the line and the reason if the text is no template, `unsupported` if it needs
   ///   what is refused.
   public init(source: String) throws(EngineError) {
     self.source = source
+    readsAbsentContent = ["['content'] is none", ".content is none"].contains { source.contains($0) }
     do {
       let statements = try TemplateParser.parse(source)
       program = .jinja(try TemplateCompiler.compile(statements))
@@ -133,6 +137,7 @@ public struct ChatTemplate: Sendable {
     program = .harmony
     contentFormat = .string
     needsParts = false
+    readsAbsentContent = false
   }
 
   /// The native renderer of the harmony format (`HarmonyRenderer`), with the variables `messages`, `tools`,
@@ -219,14 +224,41 @@ public struct ChatTemplate: Sendable {
   public func render(
     _ prompt: ChatPrompt, bosToken: String? = nil, eosToken: String? = nil, specialTokens: [String: String] = [:]
   ) throws(EngineError) -> String {
-    guard case .array(var messages) = prompt.messages else {
+    guard case .array(let messages) = prompt.messages else {
       throw EngineError(
         .invalidRequest, "messages must be an array, not \(prompt.messages.kindName).", parameter: "messages")
     }
     if case .harmony = program { return try renderHarmony(prompt) }
-    for position in messages.indices {
-      messages[position] = try prepared(messages[position], position)
+    func attempt(parsesArguments: Bool) -> Result<String, EngineError> {
+      Result { () throws(EngineError) in
+        var prepared: [JSONValue] = []
+        for (position, message) in messages.enumerated() {
+          prepared.append(try self.prepared(message, position, parsesArguments: parsesArguments))
+        }
+        return try render(
+          prompt, messages: prepared, bosToken: bosToken, eosToken: eosToken, specialTokens: specialTokens)
+      }
     }
+    let first = attempt(parsesArguments: parsesToolArguments)
+    if case .failure = first, parsesToolArguments, messages.contains(where: Self.hasTextArguments),
+      case .success(let text) = attempt(parsesArguments: false)
+    {
+      return text
+    }
+    return try first.get()
+  }
+
+  /// Whether a message has calls whose arguments are texts.
+  private static func hasTextArguments(_ message: JSONValue) -> Bool {
+    message["tool_calls"]?.arrayValue?.contains { call in
+      (call["function"]?["arguments"] ?? call["arguments"])?.stringValue != nil
+    } ?? false
+  }
+
+  private func render(
+    _ prompt: ChatPrompt, messages: [JSONValue], bosToken: String?, eosToken: String?, specialTokens: [String: String]
+  ) throws(EngineError) -> String {
+    var messages = messages
     var continued: String?
     if prompt.continueFinalMessage {
       if prompt.addGenerationPrompt { throw Self.continuesAndOpens }
@@ -263,22 +295,24 @@ public struct ChatTemplate: Sendable {
 
   /// A message as templates expect it: nothing null, reasoning under the names that templates read, content in the
   /// template's format, arguments of tool calls as objects.
-  private func prepared(_ message: JSONValue, _ position: Int) throws(EngineError) -> JSONValue {
+  private func prepared(
+    _ message: JSONValue, _ position: Int, parsesArguments: Bool
+  ) throws(EngineError) -> JSONValue {
     guard case .object(let given) = message else {
       throw EngineError(
         .invalidRequest, "messages[\(position)] must be an object, not \(message.kindName).", parameter: "messages")
     }
     // Reasoning comes under three names, of which templates read the first two. A member that is null counts as absent,
-    // as it does in transformers, since templates would write "None".
+    // since templates would write "None", but for a content that the template asks about.
     let reasoning = ["reasoning_content", "thinking", "reasoning"].lazy.compactMap { name in
       given[name]?.nonNull
     }.first
     var object = JSONObject()
     if let reasoning { object["thinking"] = reasoning }
-    for (key, value) in given where !value.isNull { object[key] = value }
+    for (key, value) in given where !value.isNull || (key == "content" && readsAbsentContent) { object[key] = value }
     if let reasoning { object["reasoning_content"] = reasoning }
     if let content = object["content"], let converted = converted(content) { object["content"] = converted }
-    if parsesToolArguments, case .array(var calls)? = object["tool_calls"] {
+    if parsesArguments, case .array(var calls)? = object["tool_calls"] {
       for index in calls.indices {
         guard case .object(var call) = calls[index] else { continue }
         if case .object(var function)? = call["function"] {
