@@ -443,7 +443,7 @@ public final class StepRunner: @unchecked Sendable {
       next = nil
     } else if let token = next, let options = slots[slot]!.logprobs {
       _ = slots[slot]!.takeUnscored(before: entry.position + 1)
-      drawnLogprobs.append((entry.tokenIndex, entry.draft, positionLogprobs(row, chosen: token, options: options)))
+      drawnLogprobs.append((entry.tokenIndex, verified.count, positionLogprobs(row, chosen: token, options: options)))
     }
     if let token = next {
       verified.append(token)
