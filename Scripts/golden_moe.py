@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes the golden files of families whose experts stand behind a softmax router:
-Tests/ApusExecutionTests/Goldens/{mixtral,qwen2-moe,qwen3-moe,olmoe,gpt-oss}*.json.
+Tests/ApusExecutionTests/Goldens/{mixtral,qwen2-moe,qwen3-moe,olmoe,gpt-oss,granite}*.json, and of dense Granite models,
+which have the same multipliers.
 
 As Scripts/golden_models.py and golden_deepseek.py, whose weights and search for clear margins it shares. transformers keeps
 Mixtral's block under another name than checkpoints do. Made with transformers 5.24.0, torch 2.15.0 (on the CPU). Make them
@@ -37,16 +38,26 @@ IS_MIXTRAL = [False]
 golden_deepseek.numbers = numbers
 
 
+# What published Granite checkpoints call weights that transformers has under other names.
+GRANITE = {
+    "block_sparse_moe.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+    "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+}
+
+
 def build(config: dict, seed: int):
-    if config["model_type"] != "gpt_oss":
+    if config["model_type"] != "gpt_oss" and not config["model_type"].startswith("granite"):
         return golden_deepseek.build(config, seed)
-    # gpt-oss stores its experts as transformers has them.
+    # gpt-oss and Granite store their experts as transformers has them.
     loaded = transformers.AutoConfig.for_model(
         config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
     loaded._attn_implementation = loaded._experts_implementation = "eager"
     model = getattr(transformers, config["architectures"][0])(loaded).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            for there, stored in GRANITE.items():
+                name = name.replace(there, stored)
             parameter.copy_(numbers(name, parameter.shape, seed, config["initializer_range"]))
     return model
 
@@ -86,6 +97,26 @@ def gpt_oss(**changes):
         **{"head_dim": 12, "num_local_experts": 8, "intermediate_size": 26, "attention_bias": True, "sliding_window": 11,
            "swiglu_limit": 0.6, "eos_token_id": None, "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
            **changes})
+
+
+MULTIPLIERS = {
+    "embedding_multiplier": 3.5, "attention_multiplier": 0.4, "residual_multiplier": 0.37, "logits_scaling": 1.7}
+
+
+def granite(**changes):
+    return base("GraniteForCausalLM", "granite", **{**MULTIPLIERS, **changes})
+
+
+def granite_moe(**changes):
+    return base(
+        "GraniteMoeForCausalLM", "granitemoe",
+        **{**MULTIPLIERS, "num_local_experts": 8, "intermediate_size": 26, **changes})
+
+
+def granite_shared(**changes):
+    return granite_moe() | {
+        "architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared",
+        "shared_intermediate_size": 34, **changes}
 
 
 # name: (config, prompt length, served context length or None for the model's own)
@@ -130,6 +161,25 @@ MODELS = {
                 rope_parameters={"rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "beta_fast": 32.0,
                                  "beta_slow": 1.0, "original_max_position_embeddings": 64, "truncate": False}),
         90, None),
+    "granite": (granite(), 40, None),
+    "granite-tied-bias": (
+        granite(tie_word_embeddings=True, attention_bias=True, mlp_bias=True, num_attention_heads=5, num_key_value_heads=1,
+                hidden_size=70, intermediate_size=51, vocab_size=103, logits_scaling=0.6, residual_multiplier=0.8), 37,
+        None),
+    "granite-moe": (granite_moe(), 40, None),
+    "granite-moe-tied": (
+        granite_moe(tie_word_embeddings=True, num_local_experts=11, num_experts_per_tok=5, num_attention_heads=6,
+                    num_key_value_heads=3, hidden_size=72, intermediate_size=19, vocab_size=101, num_hidden_layers=4,
+                    embedding_multiplier=0.7, attention_multiplier=0.3, residual_multiplier=0.9, logits_scaling=1.0), 45, None),
+    "granite-moe-bias": (
+        granite_moe(num_local_experts=5, num_experts_per_tok=1, attention_bias=True, num_attention_heads=7,
+                    num_key_value_heads=7, hidden_size=56, vocab_size=89, num_hidden_layers=2,
+                    residual_multiplier=1.0), 33, None),
+    "granite-moe-shared": (granite_shared(), 40, None),
+    "granite-moe-shared-odd-sizes": (
+        granite_shared(num_local_experts=7, num_experts_per_tok=3, shared_intermediate_size=17, intermediate_size=23,
+                       num_attention_heads=5, num_key_value_heads=1, hidden_size=50, vocab_size=107), 42, None),
+    "granite-moe-shared-none": (granite_shared(shared_intermediate_size=0, num_experts_per_tok=4), 38, None),
 }
 
 

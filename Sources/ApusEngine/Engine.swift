@@ -182,6 +182,15 @@ public final class Engine: GenerationService {
     options.contextLength = configuration.contextLength
     options.maxTokensPerStep = max(configuration.tokenBudget, configuration.maxRunningRequests)
     options.maxRunningRequests = configuration.maxRunningRequests
+    options.experts.dispatch =
+      switch configuration.expertDispatch {
+      case .normal: .normal
+      // SGLang's low-latency form has room for 128 rows of a rank.
+      case .auto: .auto(capacity: min(128, options.maxTokensPerStep))
+      case .lowLatency: .lowLatency(capacity: options.maxTokensPerStep)
+      }
+    options.redundantExperts = configuration.redundantExperts
+    options.expertLocationPath = configuration.expertLocationPath
     options.memoryFraction = configuration.memoryFraction
     options.kvCacheTokens = configuration.maxTotalTokens
     if configuration.speculativeDraftTokens > 0 {

@@ -67,6 +67,16 @@ public struct EngineConfiguration: Sendable {
     case perToken = "per_token"
   }
 
+  /// How rows reach experts. All forms give the same bits.
+  public enum ExpertDispatch: String, Sendable, CaseIterable {
+    /// Low latency for steps of few rows, normal for others.
+    case auto
+    /// Each expert gets exactly the rows that chose it.
+    case normal
+    /// Each expert has room for all rows of a step.
+    case lowLatency = "low_latency"
+  }
+
   /// Directory of the checkpoint.
   public var modelPath: String
   /// Directory or file of the tokenizer; `nil` takes the checkpoint's.
@@ -142,6 +152,12 @@ public struct EngineConfiguration: Sendable {
   public var expertRecorderMode: ExpertRecorderMode?
   /// Passes that the recorder keeps one by one; older ones go.
   public var expertRecorderBufferSize = 1000
+  /// How rows reach experts.
+  public var expertDispatch = ExpertDispatch.normal
+  /// Places for experts beyond one for each, which hold replicas; rows take an expert's replicas in turns.
+  public var redundantExperts = 0
+  /// A JSON file with the places of experts or with their loads; `nil` for each at its own number.
+  public var expertLocationPath: String?
   /// Compute threads; `nil` takes one per physical core.
   public var threads: Int?
   /// Seed of dummy weights and of requests that bring no seed; `nil` draws one.
@@ -179,6 +195,9 @@ public struct EngineConfiguration: Sendable {
     }
     if expertRecorderBufferSize < 1 || expertRecorderBufferSize > 1 << 20 {
       throw refuse("The expert recorder must keep 1...1048576 passes, got \(expertRecorderBufferSize).")
+    }
+    if redundantExperts < 0 || redundantExperts > 4096 {
+      throw refuse("The number of redundant experts must be in 0...4096, got \(redundantExperts).")
     }
     if maxQueuedRequests < 0 {
       throw refuse("The number of queued requests must be at least 0, got \(maxQueuedRequests).")

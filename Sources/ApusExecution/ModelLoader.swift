@@ -29,6 +29,11 @@ public struct ModelOptions: Sendable {
   public var packedCache: PackedWeightCache.Location?
   /// Where the weights of experts lie and how rows reach them.
   public var experts = ExpertOptions()
+  /// Slots for experts beyond one for each, which hold replicas. Where `experts` says no location.
+  public var redundantExperts = 0
+  /// A JSON file that says where experts lie, or how busy they were (`ExpertLocation.read`); `nil` for each at its own number
+  /// and replicas of the first. Where `experts` says no location.
+  public var expertLocationPath: String?
   /// Makes a recorder of experts' loads; `nil` for none.
   public var expertRecorderMode: ExpertLoadRecorder.Mode?
   /// Passes that the recorder keeps one by one.
@@ -222,14 +227,15 @@ public enum ModelLoader {
         capacity >= options.maxTokensPerStep, "max_tokens_per_step",
         "may be at most \(capacity), the rows for which low-latency dispatch has room")
     }
+    let experts = try placedExperts(options, configuration)
     let recorder = try options.expertRecorderMode.map { mode throws(EngineError) in
       try ExpertLoadRecorder(
-        configuration, location: options.experts.location, mode: mode, bufferSize: options.expertRecorderBufferSize)
+        configuration, location: experts.location, mode: mode, bufferSize: options.expertRecorderBufferSize)
     }
 
     let model = try LanguageModel(
       configuration, store: store, backend: backend,
-      options: WeightOptions(dtype: options.dtype, quantization: options.quantization), experts: options.experts,
+      options: WeightOptions(dtype: options.dtype, quantization: options.quantization), experts: experts,
       contextLength: options.contextLength, cache: cache, progress: progress)
     let cacheReport = cache?.finish()
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
@@ -284,6 +290,29 @@ public enum ModelLoader {
       bosTokenID: generation.bosTokenID ?? configuration.bosTokenID, samplingDefaults: generation.sampling,
       backend: backend.name)
     return LoadedModel(steps: steps, description: description, expertRecorder: recorder)
+  }
+
+  /// How experts are reached, with the places that the options ask for.
+  private static func placedExperts(
+    _ options: ModelOptions, _ configuration: ModelConfiguration
+  ) throws(EngineError) -> ExpertOptions {
+    var experts = options.experts
+    guard experts.location == nil, options.redundantExperts > 0 || options.expertLocationPath != nil else {
+      return experts
+    }
+    guard let sizes = configuration.experts else {
+      throw EngineError(
+        .invalidRequest, "Experts cannot be placed: \(configuration.architecture) has none here.",
+        parameter: options.expertLocationPath == nil ? "ep_num_redundant_experts" : "init_expert_location")
+    }
+    if let path = options.expertLocationPath {
+      experts.location = try .read(
+        path, layerCount: configuration.layerCount, expertCount: sizes.expertCount, redundant: options.redundantExperts)
+    } else {
+      experts.location = try .trivial(
+        layerCount: configuration.layerCount, expertCount: sizes.expertCount, redundant: options.redundantExperts)
+    }
+    return experts
   }
 
   /// Loads what drafts tokens, if a model does.

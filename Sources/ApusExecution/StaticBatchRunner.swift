@@ -1,4 +1,5 @@
 public import ApusCore
+public import ApusModels
 import ApusScheduling
 
 /// Runs passes of one kind again and again, without a scheduler, over pages that hold whatever they hold: for benchmarks.
@@ -47,6 +48,35 @@ public final class StaticBatchRunner {
       for page in 0..<pages { batch.pages.append(Int32(sequence * pagesEach + page)) }
     }
     run(batch)
+  }
+
+  /// Times the operations of the passes that follow; `nil` for none.
+  public var profile: OperationProfile? {
+    get { steps.state.profile }
+    set { steps.state.profile = newValue }
+  }
+
+  /// Bytes of the packed weights that a decoding step reads: all but those of experts that no row chose.
+  /// - Parameter contexts: tokens that the sequences hold; a step is run for each, and the result is the mean.
+  public func activeWeightBytes(_ count: Int, contexts: some Collection<Int>, pagesEach: Int) throws(EngineError) -> Int
+  {
+    let model = steps.model
+    guard let experts = model.configuration.experts, let activations = steps.state.experts else {
+      return model.weightBytes
+    }
+    let recorder = try ExpertLoadRecorder(model.configuration, location: model.expertLocation, mode: .stat)
+    let previous = activations.recorder
+    activations.recorder = recorder
+    defer { activations.recorder = previous }
+    var total = 0
+    for context in contexts {
+      recorder.start()
+      decode(count, context: context, pagesEach: pagesEach)
+      for (counts, bytes) in zip(recorder.logicalCounts, model.expertBytes) {
+        total += (counts.count { $0 > 0 } - experts.expertCount) * bytes
+      }
+    }
+    return model.weightBytes + total / contexts.count
   }
 
   /// Gives slots to sequences that have none yet.

@@ -19,6 +19,10 @@ public final class LanguageModel: Sendable {
   public let dtype: DType
   /// Bytes of packed weights, as stored.
   public let weightBytes: Int
+  /// [layer]: bytes of the packed weights of one expert; 0 for layers without any.
+  public let expertBytes: [Int]
+  /// Where experts lie; `nil` for each at its own number.
+  public let expertLocation: ExpertLocation?
   /// The passes' operations, from the embedding to the last layer.
   public let executor: OperationExecutor
   /// Widths of this rank's activations.
@@ -32,6 +36,8 @@ public final class LanguageModel: Sendable {
   let embed: @Sendable (_ tokens: UnsafePointer<TokenID>, _ count: Int, _ out: Tensor) -> Void
   let output: any LinearWeight
   private let finalNorm: Tensor
+  /// The final norm's weight divided by what logits are divided by.
+  private let logitNorm: Tensor
 
   /// Loads a model's weights and builds its operations.
   ///
@@ -79,7 +85,17 @@ public final class LanguageModel: Sendable {
       configuration.tiedEmbeddings && !store.contains("model.embed_tokens.weight") && store.contains("lm_head.weight")
       ? "lm_head" : "model.embed_tokens"
     let (vocabulary, hidden) = (configuration.vocabularySize, configuration.hiddenSize)
-    let (embed, table) = try loader.embeddingFunction(tableName, rows: vocabulary, columns: hidden)
+    let (plainEmbed, table) = try loader.embeddingFunction(tableName, rows: vocabulary, columns: hidden)
+    let embed: @Sendable (UnsafePointer<TokenID>, Int, Tensor) -> Void
+    if configuration.embeddingMultiplier == 1 {
+      embed = plainEmbed
+    } else {
+      let multiplier = configuration.embeddingMultiplier
+      embed = { (tokens: UnsafePointer<TokenID>, count: Int, out: Tensor) in
+        plainEmbed(tokens, count, out)
+        out.prefix(rows: count).multiply(by: multiplier)
+      }
+    }
     var operations: [Operation] = [
       .compute("embedding") { state in embed(state.batch.tokens, state.batch.rowCount, state.residual) }
     ]
@@ -88,6 +104,12 @@ public final class LanguageModel: Sendable {
       operations += layer.operations(backend: backend, attentionGroup: attentionGroup, mlpGroup: mlpGroup)
     }
     finalNorm = try loader.norm("model.norm", count: configuration.hiddenSize)
+    if configuration.logitsScaling == 1 {
+      logitNorm = finalNorm
+    } else {
+      logitNorm = try loader.norm("model.norm", count: configuration.hiddenSize)
+      logitNorm.multiply(by: 1 / configuration.logitsScaling)
+    }
     if !configuration.tiedEmbeddings {
       output = try loader.replicated(("lm_head", vocabulary), inputs: hidden)
     } else if let stored = try loader.tiedOutput(tableName, rows: vocabulary, columns: hidden) {
@@ -104,6 +126,8 @@ public final class LanguageModel: Sendable {
     self.weightFormat = loader.firstFormat ?? .dense(loader.dtype)
     self.regroupedLayers = loader.regroupedLayers
     self.weightBytes = loader.packedBytes
+    self.expertBytes = (0..<configuration.layerCount).map { loader.expertBytes[$0] ?? 0 }
+    self.expertLocation = experts.location
     self.backend = backend
     self.rotary = rotary
     self.embed = embed
@@ -140,7 +164,7 @@ public final class LanguageModel: Sendable {
   public func logits(
     _ state: ForwardState, rows: UnsafePointer<Int32>, count: Int, scratch: LogitScratch, out: Tensor
   ) {
-    let normed = lastHidden(state, rows: rows, count: count, scratch: scratch)
+    let normed = lastHidden(state, rows: rows, count: count, norm: logitNorm, scratch: scratch)
     backend.linear(normed, output, bias: nil, out: out)
   }
 

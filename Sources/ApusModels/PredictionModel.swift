@@ -51,7 +51,8 @@ public final class PredictionModel: PredictionHead {
     let (vocabulary, hidden) = (configuration.vocabularySize, configuration.hiddenSize)
     configuration.slidingWindows.append(0)
     let loader = WeightLoader(
-      store: store, backend: backend, options: options, layout: .single, sample: prefix + "eh_proj.weight",
+      store: store, backend: backend, options: options, layout: .single,
+      experts: ExpertOptions(location: target.expertLocation), sample: prefix + "eh_proj.weight",
       expectedBytes: 0, progress: nil)
 
     tokenNorm = try loader.norm(prefix + "enorm", count: hidden)

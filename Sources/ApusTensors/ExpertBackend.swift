@@ -88,6 +88,13 @@ public protocol ExpertBackend: Backend {
   /// group are left alone.
   func groupedLinear(_ x: Tensor, _ weights: any GroupedLinearWeight, groups: RowGroups, out: Tensor)
 
+  /// For each group g, the columns of `out` from g * outStep on are those of `x` from g * step on times its weight: the bits of
+  /// `linear` over these columns. As heads have columns of their own.
+  /// - Parameters:
+  ///   - x: float32 [rows, at least (groups - 1) * step + inputs].
+  ///   - out: float32 [rows, at least (groups - 1) * outStep + outputs].
+  func columnLinear(_ x: Tensor, step: Int, _ weights: any GroupedLinearWeight, out: Tensor, outStep: Int)
+
   /// Joins the halves of the groups' rows of `gateUp`, [rows, 2 * width]. `out`, [rows, width], may be the first half.
   func groupedActivation(_ gateUp: Tensor, _ activation: GatedActivation, groups: RowGroups, out: Tensor)
 
@@ -127,6 +134,22 @@ extension CPUBackend: ExpertBackend {
       apus_grouped_run(
         $0, self.groupContexts, weights.parts, Int32(weights.partCount), groups.starts, groups.counts, x.float32,
         Int64(x.stride), out.float32, Int64(out.stride))
+    }
+  }
+
+  public func columnLinear(
+    _ x: Tensor, step: Int, _ weights: any GroupedLinearWeight, out: Tensor, outStep: Int
+  ) {
+    guard let weights = weights as? CPUGroupedWeight else {
+      preconditionFailure("A weight of another backend was given to the CPU backend.")
+    }
+    precondition(x.rows == out.rows && step >= 0 && outStep >= weights.outputs)
+    precondition(x.columns >= (weights.groupCount - 1) * step + weights.inputs)
+    precondition(out.columns >= (weights.groupCount - 1) * outStep + weights.outputs)
+    locked {
+      apus_columns_run(
+        $0, self.groupContexts, weights.parts, Int32(weights.partCount), x.float32, Int64(x.stride), Int64(step),
+        Int64(x.rows), out.float32, Int64(out.stride), Int64(outStep))
     }
   }
 
@@ -244,6 +267,17 @@ extension ReferenceBackend: ExpertBackend {
     for group in 0..<groups.count where groups.counts[group] > 0 {
       let rows = Int(groups.starts[group])..<Int(groups.starts[group] + groups.counts[group])
       linear(x.rows(rows), weights.weights[group], bias: weights.biases?[group], out: out.rows(rows))
+    }
+  }
+
+  public func columnLinear(
+    _ x: Tensor, step: Int, _ weights: any GroupedLinearWeight, out: Tensor, outStep: Int
+  ) {
+    let weights = weights as! Grouped
+    for (group, weight) in weights.weights.enumerated() {
+      linear(
+        x.columns(group * step..<group * step + weights.inputs), weight, bias: weights.biases?[group],
+        out: out.columns(group * outStep..<group * outStep + weights.outputs))
     }
   }
 

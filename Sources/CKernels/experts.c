@@ -217,12 +217,16 @@ typedef struct {
   const apus_groups *groups;
   const apus_group_part *parts;
   int count;
+  // NULL where every group has the same `rows` rows, in columns of its own that begin `x_step` numbers after its neighbour's.
   const int32_t *starts;
   const int32_t *counts;
+  int64_t rows;
   const float *x;
   int64_t x_stride;
+  int64_t x_step;
   float *out;
   int64_t out_stride;
+  int64_t out_step;
   // [count + 1]: the first chunk of each part.
   int64_t *first;
   // [count]: panels of a chunk.
@@ -232,6 +236,10 @@ typedef struct {
 // Rows that a chunk has at most: a panel is then read from memory once for many products, and the rounded rows stay in
 // the cache.
 enum { chunk_rows = 128 };
+
+static int64_t rows_of(const grouped_region *region, int group) {
+  return region->counts ? region->counts[group] : region->rows;
+}
 
 static void grouped_task(void *argument, int chunk, int thread) {
   const grouped_region *region = argument;
@@ -247,27 +255,29 @@ static void grouped_task(void *argument, int chunk, int thread) {
   }
   const apus_group_part *part = &region->parts[low];
   int64_t local = chunk - region->first[low];
-  int64_t count = region->counts[part->group], blocks = apus_ceil_div(count, chunk_rows);
+  int64_t count = rows_of(region, part->group), blocks = apus_ceil_div(count, chunk_rows);
   int64_t block = local % blocks, panel = local / blocks * region->panels[low];
   int64_t row = count * block / blocks, rows = count * (block + 1) / blocks - row;
-  row += region->starts[part->group];
+  if (region->starts) row += region->starts[part->group];
   apus_linear_run_panels(
       region->groups->serial[thread], part->weight, panel,
-      apus_min(apus_linear_panels(part->weight), panel + region->panels[low]), region->x + row * region->x_stride,
-      region->x_stride, rows, part->bias, region->out + row * region->out_stride + part->column, region->out_stride);
+      apus_min(apus_linear_panels(part->weight), panel + region->panels[low]),
+      region->x + row * region->x_stride + part->group * region->x_step, region->x_stride, rows, part->bias,
+      region->out + row * region->out_stride + part->group * region->out_step + part->column, region->out_stride);
 }
 
-void apus_grouped_run(
-    apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const int32_t *starts,
-    const int32_t *counts, const float *x, int64_t x_stride, float *out, int64_t out_stride) {
+// Shares the products of `region`, whose plan is not made yet, among threads.
+static void run_region(apus_context *context, apus_groups *groups, grouped_region region) {
+  const apus_group_part *parts = region.parts;
+  int count = region.count;
   if (count <= 0) return;
   int64_t *plan = apus_scratch_reserve(&groups->plan, (size_t)(2 * count + 1) * 8);
-  grouped_region region = {
-      groups, parts, count, starts, counts, x, x_stride, out, out_stride, plan, plan + count + 1};
+  region.first = plan;
+  region.panels = plan + count + 1;
   // Bytes to stream, or their like in arithmetic, decide how many chunks are worth their claim.
   int64_t total = 0;
   for (int i = 0; i < count; i++) {
-    int64_t rows = counts[parts[i].group];
+    int64_t rows = rows_of(&region, parts[i].group);
     if (rows > 0) total += (int64_t)apus_linear_bytes(parts[i].weight) * apus_max(1, rows / 8);
   }
   int64_t target = apus_max(65536, total / (context->threads * 8));
@@ -275,7 +285,7 @@ void apus_grouped_run(
   for (int i = 0; i < count; i++) {
     region.first[i] = chunks;
     region.panels[i] = 1;
-    int64_t rows = counts[parts[i].group], panels = apus_linear_panels(parts[i].weight);
+    int64_t rows = rows_of(&region, parts[i].group), panels = apus_linear_panels(parts[i].weight);
     if (rows <= 0 || panels == 0) continue;
     int64_t work = (int64_t)apus_linear_bytes(parts[i].weight) * apus_max(1, apus_min(rows, chunk_rows) / 8) / panels;
     int64_t pieces = context->threads == 1 ? 1 : apus_ceil_div(panels * apus_max(1, work), target);
@@ -286,6 +296,26 @@ void apus_grouped_run(
   // A region has at most 2^20 - 1 chunks; so many rows no pass has.
   if (chunks > 1000000) abort();
   apus_pool_run(context->pool, (int)chunks, grouped_task, &region);
+}
+
+void apus_grouped_run(
+    apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const int32_t *starts,
+    const int32_t *counts, const float *x, int64_t x_stride, float *out, int64_t out_stride) {
+  run_region(
+      context, groups,
+      (grouped_region){
+          .groups = groups, .parts = parts, .count = count, .starts = starts, .counts = counts, .x = x,
+          .x_stride = x_stride, .out = out, .out_stride = out_stride});
+}
+
+void apus_columns_run(
+    apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const float *x,
+    int64_t x_stride, int64_t x_step, int64_t rows, float *out, int64_t out_stride, int64_t out_step) {
+  run_region(
+      context, groups,
+      (grouped_region){
+          .groups = groups, .parts = parts, .count = count, .rows = rows, .x = x, .x_stride = x_stride,
+          .x_step = x_step, .out = out, .out_stride = out_stride, .out_step = out_step});
 }
 
 // MARK: Activation

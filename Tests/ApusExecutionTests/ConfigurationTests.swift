@@ -137,7 +137,8 @@ struct ConfigurationTests {
     let known = Set([
       "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "DeepseekV2ForCausalLM",
       "DeepseekV3ForCausalLM", "Glm4MoeForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM",
-      "OlmoeForCausalLM", "GptOssForCausalLM",
+      "OlmoeForCausalLM", "GptOssForCausalLM", "GraniteForCausalLM", "GraniteMoeForCausalLM",
+      "GraniteMoeSharedForCausalLM",
     ])
     var parsed = 0
     var refused = 0

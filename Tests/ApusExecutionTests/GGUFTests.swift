@@ -142,7 +142,18 @@ struct GGUFTests {
     func set(_ key: String, _ size: Int) { builder.set("\(architecture).\(key)", size: size) }
     set("embedding_length", configuration.hiddenSize)
     set("feed_forward_length", configuration.intermediateSize)
-    set("block_count", configuration.layerCount)
+    let predicted = config["num_nextn_predict_layers"]?.intValue ?? 0
+    let isGLM = architecture == "glm4moe"
+    set("block_count", configuration.layerCount + predicted)
+    if isGLM, let experts = configuration.experts {
+      set("nextn_predict_layers", predicted)
+      set("rope.dimension_count", configuration.headDimension / 2)
+      set("expert_shared_count", experts.sharedIntermediateSize / experts.intermediateSize)
+      set("leading_dense_block_count", experts.firstLayer)
+      set("expert_gating_func", 2)
+      builder.set("glm4moe.expert_weights_scale", float: experts.scale)
+      builder.set("glm4moe.expert_weights_norm", GGUFBuilder.number(UInt32(7)) + [experts.normalizes ? 1 : 0])
+    }
     set("attention.head_count", configuration.queryHeads)
     set("attention.head_count_kv", configuration.kvHeads)
     set("attention.key_length", configuration.headDimension)
@@ -178,7 +189,7 @@ struct GGUFTests {
     try add("model.embed_tokens.weight", "token_embd.weight", [c.vocabularySize, c.hiddenSize], .matrix)
     try add("model.norm.weight", "output_norm.weight", [c.hiddenSize], .norm)
     if !c.tiedEmbeddings { try add("lm_head.weight", "output.weight", [c.vocabularySize, c.hiddenSize], .matrix) }
-    for layer in 0..<c.layerCount {
+    for layer in 0..<c.layerCount + predicted {
       let (name, own) = ("model.layers.\(layer)", "blk.\(layer)")
       func matrix(_ hf: String, _ gguf: String, _ outputs: Int, _ inputs: Int, bias: Bool, heads: Int = 0) throws {
         try add("\(name).\(hf).weight", "\(own).\(gguf).weight", [outputs, inputs], .matrix, heads: heads)
@@ -198,10 +209,18 @@ struct GGUFTests {
         try matrix("mlp.down_proj", "ffn_down", c.hiddenSize, c.intermediateSize, bias: c.mlpBias)
       }
       try add("\(name).input_layernorm.weight", "\(own).attn_norm.weight", [c.hiddenSize], .norm)
-      try add("\(name).post_attention_layernorm.weight", "\(own).ffn_norm.weight", [c.hiddenSize], .norm)
+      try add(
+        "\(name).post_attention_layernorm.weight", "\(own).\(isGLM ? "post_attention_norm" : "ffn_norm").weight",
+        [c.hiddenSize], .norm)
       if c.queryKeyNorm {
         try add("\(name).self_attn.q_norm.weight", "\(own).attn_q_norm.weight", [c.headDimension], .norm)
         try add("\(name).self_attn.k_norm.weight", "\(own).attn_k_norm.weight", [c.headDimension], .norm)
+      }
+      if layer >= c.layerCount {
+        try add("\(name).eh_proj.weight", "\(own).nextn.eh_proj.weight", [c.hiddenSize, 2 * c.hiddenSize], .matrix)
+        try add("\(name).enorm.weight", "\(own).nextn.enorm.weight", [c.hiddenSize], .norm)
+        try add("\(name).hnorm.weight", "\(own).nextn.hnorm.weight", [c.hiddenSize], .norm)
+        try add("\(name).shared_head.norm.weight", "\(own).nextn.shared_head_norm.weight", [c.hiddenSize], .norm)
       }
     }
     return builder
@@ -228,12 +247,20 @@ struct GGUFTests {
     try add("ffn_gate_exps", each(experts.names.gate), width, hidden, dimensions: [hidden, width, count])
     try add("ffn_up_exps", each(experts.names.up), width, hidden, dimensions: [hidden, width, count])
     try add("ffn_down_exps", each(experts.names.down), hidden, width, dimensions: [width, hidden, count])
+    if experts.hasCorrection {
+      let source = try store.load(block + "gate.e_score_correction_bias", shape: [count], role: .bias)
+      let data = withExtendedLifetime(source.owner) {
+        Array(UnsafeRawBufferPointer(start: source.address, count: 4 * count))
+      }
+      builder.tensors.append(("\(own).exp_probs_b.bias", [count], 0, data))
+    }
     let shared = experts.sharedIntermediateSize
     guard shared > 0 else { return }
-    try add("ffn_gate_inp_shexp", ["shared_expert_gate"], 1, hidden, dimensions: [hidden])
-    try add("ffn_gate_shexp", ["shared_expert.gate_proj"], shared, hidden, dimensions: [hidden, shared])
-    try add("ffn_up_shexp", ["shared_expert.up_proj"], shared, hidden, dimensions: [hidden, shared])
-    try add("ffn_down_shexp", ["shared_expert.down_proj"], hidden, shared, dimensions: [shared, hidden])
+    if experts.hasSharedGate { try add("ffn_gate_inp_shexp", ["shared_expert_gate"], 1, hidden, dimensions: [hidden]) }
+    let name = experts.names.shared
+    try add("ffn_gate_shexp", [name + "gate_proj"], shared, hidden, dimensions: [hidden, shared])
+    try add("ffn_up_shexp", [name + "up_proj"], shared, hidden, dimensions: [hidden, shared])
+    try add("ffn_down_shexp", [name + "down_proj"], hidden, shared, dimensions: [shared, hidden])
   }
 
   static func config(_ changes: [(String, JSONValue)]) -> JSONObject {
@@ -264,9 +291,16 @@ struct GGUFTests {
     return options
   }
 
+  /// GLM-4.5 with a layer for multi-token prediction.
+  static let glm: [(String, JSONValue)] = [
+    ("architectures", ["Glm4MoeForCausalLM"]), ("head_dim", 12), ("n_routed_experts", 6), ("n_shared_experts", 1),
+    ("num_experts_per_tok", 2), ("moe_intermediate_size", 20), ("first_k_dense_replace", 1), ("n_group", 1),
+    ("topk_group", 1), ("norm_topk_prob", true), ("routed_scaling_factor", 1.5), ("num_nextn_predict_layers", 1),
+  ]
+
   @Test func architecturesEqualTheirOriginals() throws {
     let folder = try Folder()
-    let cases: [(String, [(String, JSONValue)])] = [
+    var cases: [(String, [(String, JSONValue)])] = [
       ("llama", [("architectures", ["LlamaForCausalLM"])]),
       (
         "llama",
@@ -294,6 +328,9 @@ struct GGUFTests {
         ]
       ),
     ]
+    cases.append(
+      ("glm4moe", Self.glm + [("use_qk_norm", true), ("attention_bias", true), ("num_nextn_predict_layers", 0)]))
+    cases.append(("glm4moe", Self.glm + [("n_shared_experts", 2), ("norm_topk_prob", false)]))
     let prompt: [TokenID] = [3, 60, 7, 7, 1, 42, 0, 13, 22, 9]
     for (number, (architecture, changes)) in cases.enumerated() {
       let config = Self.config(changes)

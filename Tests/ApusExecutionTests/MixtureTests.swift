@@ -145,6 +145,109 @@ struct MixtureTests {
     }
   }
 
+  /// What a server can be told about places: the same bits, and the busiest experts get the replicas.
+  @Test func placesFromOptionsChangeNothing() throws {
+    let prompt: [TokenID] = [3, 60, 7, 7, 1, 42, 0, 13, 22, 9, 17, 5]
+    let probes = Array(prompt.indices)
+    let directory = try TemporaryDirectory()
+    let busy = (0..<2).map { layer in (0..<10).map { ($0 * 7 + layer * 3) % 10 * 100 } }
+    func list(_ layers: [[Int]]) -> String { "\(layers)" }
+    try directory.write("counts.json", #"{"logical_count": \#(list(busy)), "physical_to_logical_map": [[9]]}"#)
+    let slots = Array((0..<10).reversed()) + [4, 4]
+    try directory.write("map.json", #"{"physical_to_logical_map": \#(list([slots, slots]))}"#)
+    let wanted = try makeTinyModel(Self.mixture).steps.promptLogits(prompt, positions: probes)
+    #expect(Set(wanted.map { $0[0] }).count > 8)
+    for (redundant, file, lastSlots) in [
+      (3, nil, [0, 1, 2]), (3, "counts.json", []), (2, "map.json", [4, 4]),
+    ] as [(Int, String?, [Int])] {
+      for dispatch in [ExpertDispatchMode.normal, .auto(capacity: 4), .lowLatency(capacity: 64)] {
+        let loaded = try makeTinyModel(Self.mixture) {
+          $0.redundantExperts = redundant
+          $0.expertLocationPath = file.map { "\(directory.path)/\($0)" }
+          $0.experts.dispatch = dispatch
+          $0.expertRecorderMode = .stat
+        }
+        let recorder = try #require(loaded.expertRecorder)
+        recorder.start()
+        let isEqual = try loaded.steps.promptLogits(prompt, positions: probes) == wanted
+        #expect(isEqual, "\(redundant) redundant, \(file ?? "trivial"), \(dispatch)")
+        let places = recorder.dump()["physical_to_logical_map"]!.arrayValue![0].arrayValue!.compactMap(\.intValue)
+        if file == "counts.json" {
+          // Layer 0: 900 tokens for expert 7, 800 for 4, 700 for 1, and half of 900 is less than each.
+          #expect(places.count == 13 && places.suffix(3) == [7, 4, 1])
+        } else {
+          #expect(places.suffix(lastSlots.count) == lastSlots[...])
+        }
+      }
+    }
+    // A prediction layer lies behind the last layer of the map.
+    let drafting = try makeTinyModel([
+      "architectures": ["DeepseekV3ForCausalLM"], "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20,
+      "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10, "first_k_dense_replace": 1,
+      "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 22, "n_group": 4,
+      "topk_group": 2, "num_nextn_predict_layers": 1,
+    ]) {
+      $0.redundantExperts = 3
+      $0.drafting = .prediction
+    }
+    #expect(drafting.steps.draft(behind: prompt, count: 3).count == 3)
+  }
+
+  @Test func placesThatFilesCannotMean() throws {
+    let directory = try TemporaryDirectory()
+    for (text, word) in [
+      ("[", "not JSON"), ("{}", "neither"), (#"{"logical_count": [[1, 2]]}"#, "layers"),
+      (#"{"logical_count": [[1, 2], [3, 4]]}"#, "10 experts"), (#"{"logical_count": [[1, "x"], [1]]}"#, "integers"),
+      (#"{"physical_to_logical_map": [[0], [0]]}"#, "slots"),
+    ] {
+      try directory.write("x.json", text)
+      do {
+        _ = try makeTinyModel(Self.mixture) { $0.expertLocationPath = directory.path + "/x.json" }
+        Issue.record("\(text) was accepted")
+      } catch { #expect("\(error)".contains(word), "\(error)") }
+    }
+    for path in [nil, directory.path + "/none.json"] as [String?] {
+      #expect(throws: EngineError.self) {
+        _ = try makeTinyModel(path == nil ? [:] : Self.mixture) {
+          $0.redundantExperts = 1
+          $0.expertLocationPath = path
+        }
+      }
+    }
+  }
+
+  @Test func graniteConfigurations() throws {
+    func read(_ changes: [String: JSONValue]) throws -> ModelConfiguration {
+      // granite-3.1-1b-a400m.
+      var config = JSONObject([
+        ("architectures", ["GraniteMoeForCausalLM"]), ("hidden_size", 1024), ("intermediate_size", 512),
+        ("num_hidden_layers", 24), ("num_attention_heads", 16), ("num_key_value_heads", 8), ("vocab_size", 49_155),
+        ("num_local_experts", 32), ("num_experts_per_tok", 8), ("tie_word_embeddings", true),
+        ("attention_multiplier", 0.015625), ("embedding_multiplier", 12), ("residual_multiplier", 0.22),
+        ("logits_scaling", 6),
+      ])
+      for (key, value) in changes { config[key] = value }
+      return try ModelConfiguration(json: .object(config))
+    }
+    let small = try read([:])
+    #expect(small.parameterCount == 1_334_628_352)
+    #expect(small.attentionScale == 0.015625 && small.embeddingMultiplier == 12 && small.logitsScaling == 6)
+    #expect(small.experts?.score == .softmaxOfChosen && small.experts?.sharedIntermediateSize == 0)
+    let shared = try read([
+      "architectures": ["GraniteMoeSharedForCausalLM"], "shared_intermediate_size": 1024,
+    ])
+    #expect(shared.experts?.sharedIntermediateSize == 1024)
+    for (changes, word) in [
+      (["logits_scaling": 0], "logits_scaling"), (["residual_multiplier": "x"], "residual_multiplier"),
+      (["num_experts_per_tok": 33], "num_experts_per_tok"),
+    ] as [([String: JSONValue], String)] {
+      do {
+        _ = try read(changes)
+        Issue.record("\(changes) was accepted")
+      } catch { #expect("\(error)".contains(word), "\(error)") }
+    }
+  }
+
   @Test func impossiblePlacesAreRefused() throws {
     for (slots, word) in [
       ([[0, 1], [0, 1, 1]], "slots"), ([[0, 2]], "expert 2"), ([[0, 0]], "expert 1"),

@@ -67,6 +67,43 @@ import Testing
     }
   }
 
+  /// Heads with columns of their own have the bits of a layer for each, and what lies between them stays as it is.
+  @Test(arguments: [WeightFormat.dense(.float32), .dense(.bfloat16), .int8PerChannel, .codes(.int4)])
+  func productsOfColumnsAreThoseOfSingleLayers(format: WeightFormat) throws {
+    var generator = Generator(83)
+    for (groups, outputs, inputs, rows) in [(1, 64, 32, 1), (5, 70, 33, 1), (3, 7, 64, 3), (4, 130, 96, 140)] {
+      let (step, outStep) = (inputs + 3, outputs + 2)
+      let numbers = (0..<groups).map { _ in generator.floats(outputs * inputs) }
+      let x = try tensor(generator.floats(rows * groups * step), rows: rows, columns: groups * step, padding: 5)
+      for level in levels {
+        for threads in [1, 2, 3] {
+          let backend = try makeBackend(level, threads: threads)
+          let owner = try tensor([0], rows: 1, columns: 1).memory
+          let weights = try numbers.map { numbers in
+            try numbers.withUnsafeBytes { bytes in
+              try backend.packLinear(
+                [
+                  WeightSource(
+                    address: bytes.baseAddress!, dtype: .float32, rows: outputs, columns: inputs, owner: owner)
+                ], format: format)
+            }
+          }
+          let count = rows * groups * outStep
+          let out = try tensor(Array(repeating: -7, count: count), rows: rows, columns: groups * outStep, padding: 1)
+          let wanted = try tensor(Array(repeating: -7, count: count), rows: rows, columns: groups * outStep)
+          backend.columnLinear(x, step: step, backend.groupLinear(weights, biases: nil), out: out, outStep: outStep)
+          for (group, weight) in weights.enumerated() {
+            backend.linear(
+              x.columns(group * step..<group * step + inputs), weight, bias: nil,
+              out: wanted.columns(group * outStep..<group * outStep + outputs))
+          }
+          let isEqual = bits(out) == bits(wanted)
+          #expect(isEqual, "\(format.name), \(groups) of \(outputs) x \(inputs), \(level.name), \(threads) threads")
+        }
+      }
+    }
+  }
+
   /// Products of many weights at once have the bits of the weights' own, however work is cut.
   @Test(arguments: [
     WeightFormat.dense(.float32), .dense(.bfloat16), .dense(.float16), .int8PerChannel, .codes(.int4), .codes(.int8),

@@ -1,6 +1,7 @@
 import ApusCore
 import ApusEngine
 import ApusExecution
+import ApusModels
 import ApusTensors
 import ArgumentParser
 import Glibc
@@ -13,7 +14,7 @@ struct BenchThroughput: AsyncParsableCommand {
     discussion: """
       No scheduler and no server take part: each figure is of passes of one kind, sampling included. Decode stands beside \
       the tokens per second that reading the weights once per step would allow at the memory speed measured in turns with \
-      it.
+      it. Of a mixture of experts only those count that the step's rows chose.
 
       Examples:
         apus bench throughput models/Qwen2.5-0.5B-Instruct
@@ -30,6 +31,8 @@ struct BenchThroughput: AsyncParsableCommand {
     help: ArgumentHelp(
       "Tokens of a prompt that is computed; 0 leaves prefill out. May be repeated.", valueName: "tokens"))
   var prompt: [Int] = [512]
+  @Flag(help: "Also shows how a decoding step's time is spent, by operation, over all layers.")
+  var operations = false
   @OptionGroup var options: MeasurementOptions
 
   func validate() throws {
@@ -81,9 +84,12 @@ struct BenchThroughput: AsyncParsableCommand {
     }
     for tokens in context {
       for count in batches {
+        let active = try runner.activeWeightBytes(
+          count, contexts: Array(stride(from: tokens, to: tokens + steps, by: steps / 8)), pagesEach: pagesEach)
         var result = Measurement(
           name: "decode batch \(count) context \(tokens)", unit: "tokens/s",
-          shape: [("batch", count), ("context", tokens)], samples: [], ceilingName: "reading weights once a step")
+          shape: [("batch", count), ("context", tokens), ("active_weight_bytes", active)], samples: [],
+          ceilingName: "reading active weights once a step")
         for _ in 0..<options.samples {
           var step = 0
           let seconds = options.seconds {
@@ -93,9 +99,23 @@ struct BenchThroughput: AsyncParsableCommand {
           result.samples.append(Double(count) / seconds)
           let read = options.seconds { _ = backend.readMemory(memory) }
           result.ceilingSamples.append(
-            Double(count) * Double(memory.byteCount) / read / Double(max(1, model.weightBytes)))
+            Double(count) * Double(memory.byteCount) / read / Double(max(1, active)))
         }
         add(result)
+        if active != model.weightBytes, !options.quiet {
+          Terminal.output.line("  weights read in a step: \(byteSize(active)) of \(byteSize(model.weightBytes))")
+        }
+        if operations, !options.quiet {
+          let profile = OperationProfile()
+          runner.profile = profile
+          var step = 0
+          let seconds = options.seconds {
+            runner.decode(count, context: tokens + step % steps, pagesEach: pagesEach)
+            step += 1
+          }
+          runner.profile = nil
+          printOperations(profile, passes: step, secondsEach: seconds)
+        }
       }
     }
     try options.write(
@@ -105,5 +125,19 @@ struct BenchThroughput: AsyncParsableCommand {
         ("kv_dtype", .string(model.kvDtype)), ("weight_bytes", .int(Int64(model.weightBytes))),
         ("backend", .string(backend.name)), ("samples", .int(Int64(options.samples))),
       ])
+  }
+
+  /// Milliseconds of a pass by operation, those of all layers together, the longest first.
+  private func printOperations(_ profile: OperationProfile, passes: Int, secondsEach: Double) {
+    var sums: [String: Double] = [:]
+    for (name, time) in profile.times {
+      let kind = name.hasPrefix("layers.") ? String(name.split(separator: ".", maxSplits: 2).last ?? "") : name
+      sums[kind, default: 0] += time.seconds / Double(passes)
+    }
+    sums["logits, sampling, rest"] = secondsEach - sums.values.reduce(0, +)
+    for (name, seconds) in sums.sorted(by: { ($1.value, $0.key) < ($0.value, $1.key) }) {
+      let share = "\(fixed(100 * seconds / secondsEach, 1))%"
+      Terminal.output.line("  " + name.padded(40) + "\(fixed(1000 * seconds, 3)) ms".aligned(14) + share.aligned(9))
+    }
   }
 }

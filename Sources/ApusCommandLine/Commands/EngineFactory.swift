@@ -72,6 +72,9 @@ extension EngineOptions {
     if let speculativeNgramCapacity { configuration.speculativeNgramCapacity = speculativeNgramCapacity }
     configuration.expertRecorderMode = expertDistributionRecorderMode
     configuration.expertRecorderBufferSize = expertDistributionRecorderBufferSize
+    configuration.expertDispatch = moeDispatch
+    configuration.redundantExperts = epNumRedundantExperts
+    configuration.expertLocationPath = initExpertLocation == "trivial" ? nil : initExpertLocation
     configuration.threads = threads
     configuration.randomSeed = randomSeed
     return configuration

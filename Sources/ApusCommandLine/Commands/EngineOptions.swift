@@ -8,6 +8,7 @@ extension EngineConfiguration.CacheType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}
 extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
 extension EngineConfiguration.ExpertRecorderMode: ExpressibleByArgument {}
+extension EngineConfiguration.ExpertDispatch: ExpressibleByArgument {}
 extension SchedulingPolicy: ExpressibleByArgument {}
 extension GrammarSpecification.Whitespace: ExpressibleByArgument {}
 
@@ -172,6 +173,26 @@ struct EngineOptions: ParsableArguments {
     help: ArgumentHelp("Passes that the recorder keeps in the modes per_pass and per_token.", valueName: "count"))
   var expertDistributionRecorderBufferSize = standard.expertRecorderBufferSize
 
+  @Option(
+    name: [.customLong("moe-dispatch"), .customLong("deepep-mode")],
+    help: ArgumentHelp(
+      "How rows reach experts: normal gives each exactly the rows that chose it, low_latency has room for a whole step in each, "
+        + "auto takes low_latency for steps of at most 128 rows. Output is the same; on one machine normal takes the least "
+        + "memory.", valueName: "mode"))
+  var moeDispatch = standard.expertDispatch
+
+  @Option(
+    help: ArgumentHelp(
+      "Places for experts beyond one for each, which hold replicas. Output is the same.", valueName: "count"))
+  var epNumRedundantExperts = standard.redundantExperts
+
+  @Option(
+    help: ArgumentHelp(
+      "Where experts lie: trivial (each at its own number, then the first ones again), or a JSON file with "
+        + "physical_to_logical_map, or with logical_count, as a dump of the recorder has it: then the busiest ones have the "
+        + "replicas.", valueName: "path"))
+  var initExpertLocation = "trivial"
+
   @Option(help: ArgumentHelp("Compute threads. Default: the physical cores at hand.", valueName: "count"))
   var threads: Int?
 
@@ -196,6 +217,10 @@ struct EngineOptions: ParsableArguments {
     try atLeastOne(threads, "--threads")
     try validateSpeculation()
     try atLeastOne(expertDistributionRecorderBufferSize, "--expert-distribution-recorder-buffer-size")
+    if !(0...4096).contains(epNumRedundantExperts) {
+      throw ValidationError("--ep-num-redundant-experts must be in 0...4096, got \(epNumRedundantExperts).")
+    }
+    if initExpertLocation.isEmpty { throw ValidationError("--init-expert-location is empty; give trivial or a file.") }
     if maxQueuedRequests < 0 {
       throw ValidationError("--max-queued-requests must be at least 0, got \(maxQueuedRequests).")
     }

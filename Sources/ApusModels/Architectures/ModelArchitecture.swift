@@ -28,11 +28,13 @@ struct ModelArchitecture: Sendable {
   var queryKeyNormSpansHeads = false
   /// Whether each query head has a logit of its own, `self_attn.sinks`, that competes with the positions.
   var hasSinks = false
+  /// Whether the file has constants that embeddings, scores, halves of layers and logits are multiplied with.
+  var hasMultipliers = false
 
   /// All families.
   static let all = [
     llama, mistral, mixtral, qwen2, qwen2MoE, qwen3, qwen3MoE, olmoE, deepSeekV2, deepSeekV3, kimiK2, glm4MoE,
-    gptOSS,
+    gptOSS, granite, graniteMoE, graniteMoEShared,
   ]
 
   /// The family that a configuration names.

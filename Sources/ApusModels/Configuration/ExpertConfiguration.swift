@@ -20,6 +20,9 @@ public struct ExpertConfiguration: Sendable, Equatable {
   public enum Storage: Sendable {
     /// As linear layers are, one by one or stacked.
     case outputsByInputs
+    /// All of a layer's in two tensors, `input_linear` with gate above up and `output_linear`, and the shared experts' the
+    /// same, in a module of the layer: Granite.
+    case fused
     /// Stacked and turned, with gate and up in turns: gpt-oss.
     case inputsByOutputs
   }

@@ -64,9 +64,39 @@ struct GGUFMetadata {
   /// Those of architectures whose files hold mixtures of experts.
   static let expertClasses = [
     "llama": "MixtralForCausalLM", "qwen2moe": "Qwen2MoeForCausalLM", "qwen3moe": "Qwen3MoeForCausalLM",
+    "glm4moe": "Glm4MoeForCausalLM",
   ]
 
+  /// Layers for multi-token prediction behind the model's own. They count among `block_count`, and some files leave them out
+  /// all the same.
+  private var predictionLayers: Int { entry("nextn_predict_layers")?.intValue ?? 0 }
+
+  /// Layers of the model itself.
+  private func layerCount() throws(EngineError) -> Int {
+    let all = try requiredSize("block_count")
+    guard predictionLayers >= 0, predictionLayers < all else {
+      throw invalid("\(architecture).nextn_predict_layers (\(predictionLayers)) must be less than block_count (\(all))")
+    }
+    return all - predictionLayers
+  }
+
   private var expertCount: Int { entry("expert_count")?.intValue ?? 0 }
+
+  /// The fields of GLM-4.5's mixture of experts.
+  private func addGLMExperts(to config: inout JSONObject) throws(EngineError) {
+    // 2 is the sigmoid, which llama.cpp takes where the file is silent.
+    if let function = entry("expert_gating_func")?.intValue, function != 2 {
+      throw unsupported("\(architecture).expert_gating_func \(function) is not implemented")
+    }
+    config["n_routed_experts"] = .int(Int64(expertCount))
+    config["num_experts_per_tok"] = .int(Int64(try requiredSize("expert_used_count")))
+    config["moe_intermediate_size"] = .int(Int64(try requiredSize("expert_feed_forward_length")))
+    config["n_shared_experts"] = .int(Int64(entry("expert_shared_count")?.intValue ?? 0))
+    config["first_k_dense_replace"] = .int(Int64(entry("leading_dense_block_count")?.intValue ?? 0))
+    config["norm_topk_prob"] = .bool(entry("expert_weights_norm")?.boolValue ?? false)
+    if let scale = try number("expert_weights_scale"), scale != 0 { config["routed_scaling_factor"] = .double(scale) }
+    config["use_qk_norm"] = .bool(files.tensor("blk.0.attn_q_norm.weight") != nil)
+  }
 
   /// The fields of a mixture of experts.
   private func addExperts(to config: inout JSONObject) throws(EngineError) {
@@ -76,7 +106,7 @@ struct GGUFMetadata {
     if config["moe_intermediate_size"] == nil { config["moe_intermediate_size"] = config["intermediate_size"] }
     config["norm_topk_prob"] = .bool(architecture != "qwen2moe")
     // Layers without experts have ordinary tensors instead.
-    let layers = try requiredSize("block_count")
+    let layers = try layerCount()
     config["mlp_only_layers"] = .array(
       (0..<layers).filter { files.tensor("blk.\($0).ffn_gate_exps.weight") == nil }.map { .int(Int64($0)) })
     guard architecture == "qwen2moe" else { return }
@@ -126,7 +156,7 @@ struct GGUFMetadata {
 
     var config = JSONObject([
       ("hidden_size", .int(Int64(hidden))), ("intermediate_size", .int(Int64(try requiredSize("feed_forward_length")))),
-      ("num_hidden_layers", .int(Int64(try requiredSize("block_count")))), ("num_attention_heads", .int(Int64(heads))),
+      ("num_hidden_layers", .int(Int64(try layerCount()))), ("num_attention_heads", .int(Int64(heads))),
       ("num_key_value_heads", .int(Int64(try size("attention.head_count_kv") ?? heads))),
       ("head_dim", .int(Int64(headLength))), ("vocab_size", .int(Int64(table.dimensions[1]))),
       ("max_position_embeddings", .int(Int64(contextLength))), ("rms_norm_eps", .double(epsilon)),
@@ -134,7 +164,14 @@ struct GGUFMetadata {
       ("partial_rotary_factor", .double(Double(rotated) / Double(headLength))),
       ("tie_word_embeddings", .bool(files.tensor("output.weight") == nil)),
     ])
-    if hasExperts { try addExperts(to: &config) }
+    if architecture == "glm4moe" {
+      try addGLMExperts(to: &config)
+    } else {
+      if hasExperts { try addExperts(to: &config) }
+      guard predictionLayers == 0 else {
+        throw unsupported("\(architecture).nextn_predict_layers is not implemented for this architecture")
+      }
+    }
     if let window = try size("attention.sliding_window"), window < contextLength {
       guard architecture == "llama" else {
         throw unsupported("\(architecture).attention.sliding_window is not implemented for \(architecture)")
@@ -169,7 +206,7 @@ struct GGUFMetadata {
       ("logit_scale", 1.0), ("embedding_scale", 1), ("residual_scale", 1), ("attn_logit_softcapping", 0),
       ("final_logit_softcapping", 0), ("attention.clamp_kqv", 0), ("attention.max_alibi_bias", 0),
       ("attention.scale", 0), ("expert_weights_scale", 1),
-    ] {
+    ] where key != "expert_weights_scale" || architecture != "glm4moe" {
       if let value = try number(key), value != neutral, value != 0 {
         throw unsupported("\(architecture).\(key) of \(value) is not implemented")
       }
@@ -301,6 +338,37 @@ struct GGUFMetadata {
     "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
   ]
 
+  /// Names within GLM's layers, beside those above.
+  private static let glmLayerNames = [
+    "post_attention_norm": "post_attention_layernorm", "exp_probs_b": "mlp.gate.e_score_correction_bias",
+  ]
+
+  /// Names within a layer for multi-token prediction, behind `blk.N.nextn`.
+  private static let predictionNames = [
+    "eh_proj": "eh_proj", "enorm": "enorm", "hnorm": "hnorm", "embed_tokens": "embed_tokens",
+    "shared_head_head": "shared_head.head", "shared_head_norm": "shared_head.norm",
+  ]
+
+  /// The Hugging Face name of a tensor that only GLM has.
+  private func glmWeightName(_ name: String, layerCount: Int) -> String? {
+    guard architecture == "glm4moe" else { return nil }
+    let parts = name.split(separator: ".", omittingEmptySubsequences: false)
+    guard parts.count >= 4, parts[0] == "blk", let layer = Int(parts[1]), (0..<layerCount).contains(layer) else {
+      return nil
+    }
+    let prefix = "model.layers.\(layer)."
+    if parts.count == 4, let inner = Self.glmLayerNames[String(parts[2])] {
+      // A correction is called a bias and is no bias of a matrix.
+      let isCorrection = parts[2] == "exp_probs_b"
+      guard parts[3] == (isCorrection ? "bias" : "weight") else { return nil }
+      return prefix + inner + (isCorrection ? "" : ".weight")
+    }
+    guard parts.count == 5, parts[2] == "nextn", parts[4] == "weight",
+      let inner = Self.predictionNames[String(parts[3])]
+    else { return nil }
+    return prefix + inner + ".weight"
+  }
+
   /// Names within a layer with experts, behind the block's module. The first three hold all experts of the layer.
   private static func expertNames(_ names: ExpertNames) -> [String: String] {
     [
@@ -312,7 +380,11 @@ struct GGUFMetadata {
 
   /// The GGUF name of each weight by its Hugging Face name. A tensor that holds all experts of a layer has as many names.
   /// - Throws: `unsupported` if there is a tensor that the model's class does not use: leaving it out would change results.
-  func weightNames(layerCount: Int, experts: ExpertConfiguration?) throws(EngineError) -> [String: String] {
+  func weightNames(
+    layerCount ownLayerCount: Int, experts: ExpertConfiguration?
+  ) throws(EngineError) -> [String: String] {
+    let hasPrediction = files.tensor("blk.\(ownLayerCount).nextn.eh_proj.weight") != nil
+    let layerCount = ownLayerCount + (hasPrediction ? predictionLayers : 0)
     var names: [String: String] = [:]
     let expertNames = experts.map { Self.expertNames($0.names) } ?? [:]
     for tensor in files.tensors where tensor.name != "rope_freqs.weight" {
@@ -328,12 +400,15 @@ struct GGUFMetadata {
         }
         continue
       }
-      guard let name = Self.weightName(tensor.name, layerCount: layerCount) else {
+      let glmName = glmWeightName(tensor.name, layerCount: layerCount)
+      guard let name = glmName ?? Self.weightName(tensor.name, layerCount: layerCount) else {
         throw unsupported(
           "tensor \(tensor.name) has no place in the architecture \(architecture) with \(layerCount) layers")
       }
-      // Only Qwen3 normalises q and k.
-      if !architecture.hasPrefix("qwen3"), tensor.name.contains("_q_norm") || tensor.name.contains("_k_norm") {
+      // Only Qwen3 and GLM normalise q and k.
+      if !architecture.hasPrefix("qwen3"), architecture != "glm4moe",
+        tensor.name.contains("_q_norm") || tensor.name.contains("_k_norm")
+      {
         throw unsupported("tensor \(tensor.name) has no place in the architecture \(architecture)")
       }
       names[name] = tensor.name

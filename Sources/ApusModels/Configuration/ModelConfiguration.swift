@@ -35,6 +35,14 @@ public struct ModelConfiguration: Sendable, Equatable {
   public var queryKeyNormSpansHeads = false
   /// Whether each query head has an attention sink.
   public var hasSinks = false
+  /// Multiplies embeddings.
+  public var embeddingMultiplier: Float = 1
+  /// Multiplies scores before the softmax; `nil` for 1 / sqrt(head dimension).
+  public var attentionScale: Float?
+  /// Multiplies what each half of a layer adds.
+  public var residualMultiplier: Float = 1
+  /// Divides logits.
+  public var logitsScaling: Float = 1
   /// For each layer the number of positions a token attends to, itself among them; 0 for all.
   public var slidingWindows: [Int]
   /// The sizes of multi-head latent attention; `nil` where layers have K/V heads. `kvHeads` is `queryHeads` with it, and
@@ -186,6 +194,17 @@ extension ModelConfiguration {
     queryKeyNorm = try architecture.queryKeyNorm(fields)
     queryKeyNormSpansHeads = architecture.queryKeyNormSpansHeads
     hasSinks = architecture.hasSinks
+    if architecture.hasMultipliers {
+      func multiplier(_ key: String) throws(EngineError) -> Float {
+        let number = Float(try fields.number(key) ?? 1)
+        guard number.isFinite, number > 0 else { throw fields.invalid("\(key) must be a positive number") }
+        return number
+      }
+      embeddingMultiplier = try multiplier("embedding_multiplier")
+      attentionScale = try multiplier("attention_multiplier")
+      residualMultiplier = try multiplier("residual_multiplier")
+      logitsScaling = try multiplier("logits_scaling")
+    }
     slidingWindows = try architecture.slidingWindows(fields, layerCount)
     experts = try architecture.experts?(fields, layerCount) ?? nil
     rotary = try RotaryConfiguration(

@@ -15,6 +15,7 @@ struct DecoderLayer {
   private let mlpNorm: Tensor
   private let feedForward: any FeedForwardBlock
   private let epsilon: Float
+  private let residualMultiplier: Float
 
   /// Loads a layer's weights: this rank's heads and its share of the feed-forward width.
   init(
@@ -27,6 +28,7 @@ struct DecoderLayer {
     self.index = index
     name = "layers.\(index)."
     epsilon = configuration.normEpsilon
+    residualMultiplier = configuration.residualMultiplier
 
     attentionNorm = try loader.norm(prefix + "input_layernorm", count: hidden)
     attention =
@@ -73,7 +75,10 @@ struct DecoderLayer {
     list += attention.operations(backend: backend)
     list += [
       .yield,
-      .compute(name + "attention_reduce") { state in attentionGroup.allReduce(state.delta) },
+      .compute(name + "attention_reduce") { state in
+        attentionGroup.allReduce(state.delta)
+        layer.scale(state.delta)
+      },
       .compute(name + "mlp_norm") { state in
         backend.addRMSNorm(
           residual: state.residual, delta: state.delta, weight: layer.mlpNorm, epsilon: epsilon, out: state.normed)
@@ -82,8 +87,26 @@ struct DecoderLayer {
     list += feedForward.operations(backend: backend)
     list += [
       .yield,
-      .compute(name + "mlp_reduce") { state in mlpGroup.allReduce(state.delta) },
+      .compute(name + "mlp_reduce") { state in
+        mlpGroup.allReduce(state.delta)
+        layer.scale(state.delta)
+      },
     ]
     return list
+  }
+
+  /// Multiplies what a half layer adds, where the family has a multiplier.
+  private func scale(_ delta: Tensor) {
+    if residualMultiplier != 1 { delta.multiply(by: residualMultiplier) }
+  }
+}
+
+extension Tensor {
+  /// Multiplies each number of a float32 tensor.
+  func multiply(by factor: Float) {
+    for row in 0..<rows {
+      let numbers = float32 + row * stride
+      for column in 0..<columns { numbers[column] *= factor }
+    }
   }
 }

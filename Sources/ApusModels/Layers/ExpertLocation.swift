@@ -27,6 +27,83 @@ public struct ExpertLocation: Sendable, Equatable {
     self.expertOfSlot = expertOfSlot
   }
 
+  /// Each expert at its own number, then replicas of the first ones, as SGLang's `trivial` has it.
+  public static func trivial(layerCount: Int, expertCount: Int, redundant: Int) throws(EngineError) -> ExpertLocation {
+    let slots = (0..<expertCount + redundant).map { $0 % expertCount }
+    return try ExpertLocation(expertOfSlot: Array(repeating: slots, count: layerCount), expertCount: expertCount)
+  }
+
+  /// Each expert at its own number, then replicas of those with the most tokens for each of their slots, one after the other.
+  /// - Parameter counts: [layer][expert]: tokens.
+  /// - Throws: `invalidRequest` where there is not one count for each expert.
+  public static func balanced(
+    counts: [[Int]], expertCount: Int, redundant: Int
+  ) throws(EngineError) -> ExpertLocation {
+    var slots: [[Int]] = []
+    for (layer, counts) in counts.enumerated() {
+      guard counts.count == expertCount, counts.allSatisfy({ $0 >= 0 }) else {
+        throw EngineError(
+          .invalidRequest,
+          "Expert location: layer \(layer) has \(counts.count) counts, but there are \(expertCount) experts.")
+      }
+      var own = Array(0..<expertCount)
+      var replicas = Array(repeating: 1, count: expertCount)
+      for _ in 0..<redundant {
+        // Ties go to the smaller number.
+        var busiest = 0
+        for expert in 1..<expertCount
+        where Double(counts[expert]) / Double(replicas[expert]) > Double(counts[busiest]) / Double(replicas[busiest]) {
+          busiest = expert
+        }
+        own.append(busiest)
+        replicas[busiest] += 1
+      }
+      slots.append(own)
+    }
+    return try ExpertLocation(expertOfSlot: slots, expertCount: expertCount)
+  }
+
+  /// What a file says: `physical_to_logical_map` ([layer][slot], the expert of each), or `logical_count` ([layer][expert],
+  /// tokens), as a dump of the recorder of loads has it. Of a dump, which has both, the counts are taken.
+  /// - Throws: `invalidRequest` with the file and the reason.
+  public static func read(
+    _ path: String, layerCount: Int, expertCount: Int, redundant: Int
+  ) throws(EngineError) -> ExpertLocation {
+    func refuse(_ sentence: String) -> EngineError {
+      EngineError(.invalidRequest, "Expert location: \(path) \(sentence).", parameter: "init_expert_location")
+    }
+    guard let bytes = try readSmallFile(path) else { throw refuse("does not exist") }
+    let json: JSONValue
+    do { json = try JSONValue.parse(bytes) } catch { throw refuse("is not JSON: \(error)") }
+    func table(_ key: String) throws(EngineError) -> [[Int]]? {
+      guard let value = json[key] else { return nil }
+      var layers: [[Int]] = []
+      for layer in value.arrayValue ?? [] {
+        let numbers = (layer.arrayValue ?? []).compactMap(\.intValue)
+        guard !numbers.isEmpty, numbers.count == layer.arrayValue?.count else {
+          throw refuse("has no list of integers for layer \(layers.count) of \(key)")
+        }
+        layers.append(numbers)
+      }
+      guard layers.count == layerCount else {
+        throw refuse("has \(layers.count) layers in \(key), but the model has \(layerCount)")
+      }
+      return layers
+    }
+    if let counts = try table("logical_count") {
+      return try balanced(counts: counts, expertCount: expertCount, redundant: redundant)
+    }
+    guard let slots = try table("physical_to_logical_map") else {
+      throw refuse("has neither physical_to_logical_map nor logical_count")
+    }
+    guard slots[0].count == expertCount + redundant else {
+      throw refuse(
+        "has \(slots[0].count) slots in each layer, but there are \(expertCount) experts and \(redundant) redundant ones"
+      )
+    }
+    return try ExpertLocation(expertOfSlot: slots, expertCount: expertCount)
+  }
+
   /// Slots of each layer.
   public var slotCount: Int? { expertOfSlot.first?.count }
 }

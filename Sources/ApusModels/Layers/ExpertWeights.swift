@@ -26,12 +26,14 @@ struct ExpertWeights {
   private(set) var downBias: [Tensor]?
 
   /// Loads the experts of a layer.
-  /// - Parameter path: the module that holds the experts, ending in a dot.
-  init(path: String, sizes: ExpertConfiguration, hidden: Int, loader: WeightLoader) throws(EngineError) {
+  /// - Parameter block: the module of the layer's experts and router, ending in a dot.
+  init(block: String, sizes: ExpertConfiguration, hidden: Int, loader: WeightLoader) throws(EngineError) {
+    let path = block + "experts."
     gateUp.reserveCapacity(sizes.expertCount)
     down.reserveCapacity(sizes.expertCount)
     switch sizes.storage {
     case .outputsByInputs: try load(path, sizes, hidden, loader)
+    case .fused: try loadFused(block, sizes, hidden, loader)
     case .inputsByOutputs: try loadTransposed(path, sizes, hidden, loader)
     }
   }
@@ -56,6 +58,20 @@ struct ExpertWeights {
             [(own + names.gate, width), (own + names.up, width)], inputs: hidden, rank: 0, ranks: 1))
         down.append(try loader.rowParallel((own + names.down, hidden), inputs: width, rank: 0, ranks: 1))
       }
+    }
+  }
+
+  /// Granite: [count, 2 * width, hidden] and [count, hidden, width].
+  private mutating func loadFused(
+    _ block: String, _ sizes: ExpertConfiguration, _ hidden: Int, _ loader: WeightLoader
+  ) throws(EngineError) {
+    let (count, width) = (sizes.expertCount, sizes.intermediateSize)
+    for expert in 0..<count {
+      gateUp.append(
+        try loader.stacked(
+          block + "input_linear.weight", index: expert, of: count, outputs: 2 * width, inputs: hidden))
+      down.append(
+        try loader.stacked(block + "output_linear.weight", index: expert, of: count, outputs: hidden, inputs: width))
     }
   }
 

@@ -21,16 +21,19 @@ struct DenseFeedForward: FeedForwardBlock {
   /// - Parameters:
   ///   - path: the module in the checkpoint, ending in a dot.
   ///   - name: what operations are called.
+  ///   - isFused: whether gate and up are one matrix, `input_linear`, and down is called `output_linear`; not to be split.
   init(
-    path: String, name: String, width: Int, hidden: Int, hasBias: Bool, loader: WeightLoader
+    path: String, name: String, width: Int, hidden: Int, hasBias: Bool, isFused: Bool = false, loader: WeightLoader
   ) throws(EngineError) {
     let layout = loader.layout
     self.name = name
     let (rank, ranks) = (layout.rank % layout.denseTensorParallel, layout.denseTensorParallel)
-    let inputs: [WeightLoader.Part] = [(path + "gate_proj", width), (path + "up_proj", width)]
+    precondition(!isFused || ranks == 1)
+    let inputs: [WeightLoader.Part] =
+      isFused ? [(path + "input_linear", 2 * width)] : [(path + "gate_proj", width), (path + "up_proj", width)]
     gateUp = try loader.columnParallel(inputs, inputs: hidden, rank: rank, ranks: ranks)
     gateUpBias = hasBias ? try loader.bias(inputs, rank: rank, ranks: ranks) : nil
-    let downPart: WeightLoader.Part = (path + "down_proj", hidden)
+    let downPart: WeightLoader.Part = (path + (isFused ? "output_linear" : "down_proj"), hidden)
     down = try loader.rowParallel(downPart, inputs: width, rank: rank, ranks: ranks)
     downBias = hasBias && rank == 0 ? try loader.bias([downPart], rank: 0, ranks: 1) : nil
   }

@@ -64,7 +64,7 @@ struct GroupedQueryAttention: AttentionBlock {
       configuration.attentionOutputBias && headRank == 0 ? try loader.bias([outputPart], rank: 0, ranks: 1) : nil
     shape = AttentionShape(
       queryHeads: configuration.queryHeads / headRanks, kvHeads: configuration.kvHeads / headRanks,
-      headDimension: dimension, scale: 1 / Float(dimension).squareRoot(),
+      headDimension: dimension, scale: configuration.attentionScale ?? 1 / Float(dimension).squareRoot(),
       slidingWindow: configuration.slidingWindows[index],
       sinks: configuration.hasSinks
         ? try loader.vector(attention + "sinks", count: configuration.queryHeads)

@@ -27,8 +27,9 @@ struct LatentAttention: AttentionBlock {
   private let latentBias: Tensor?
   private let latentNorm: Tensor
   /// For each head K transposed, [latentRank, plainDimension], and V, [valueDimension, latentRank].
-  private let keys: [any LinearWeight]
-  private let values: [any LinearWeight]
+  private let keys: any GroupedLinearWeight
+  private let values: any GroupedLinearWeight
+  private let headBackend: any ExpertBackend
   private let output: any LinearWeight
   private let outputBias: Tensor?
   private let sizes: LatentAttentionConfiguration
@@ -49,6 +50,10 @@ struct LatentAttention: AttentionBlock {
     let attention = "model.layers.\(index).self_attn."
     let (rank, ranks) = (layout.rank % layout.attentionTensorParallel, layout.attentionTensorParallel)
     let heads = ParallelLayout.share(of: configuration.queryHeads, rank: rank, ranks: ranks)
+    guard let headBackend = loader.backend as? any ExpertBackend else {
+      throw EngineError(.unsupported, "The backend \(loader.backend.name) has no operators for latent attention.")
+    }
+    self.headBackend = headBackend
     self.index = index
     self.sizes = sizes
     self.rotary = rotary
@@ -73,8 +78,10 @@ struct LatentAttention: AttentionBlock {
     latentDown = try loader.columnParallel([down], inputs: hidden, rank: 0, ranks: 1)
     latentBias = configuration.qkvBias ? try loader.bias([down], rank: 0, ranks: 1) : nil
     latentNorm = try loader.norm(attention + "kv_a_layernorm", count: sizes.latentRank)
-    (keys, values) = try loader.latentExpansion(
+    let expansion = try loader.latentExpansion(
       attention + "kv_b_proj", allHeads: configuration.queryHeads, heads: heads, sizes: sizes)
+    keys = headBackend.groupLinear(expansion.keys, biases: nil)
+    values = headBackend.groupLinear(expansion.values, biases: nil)
     let outputPart: WeightLoader.Part = (attention + "o_proj", hidden)
     output = try loader.rowParallel(
       outputPart, inputs: configuration.queryHeads * sizes.valueDimension, rank: rank, ranks: ranks)
@@ -125,7 +132,7 @@ struct LatentAttention: AttentionBlock {
           backend.writeLatents(state.latent!.latents.rows(row..<row + 1), slots: batch.copySlots! + copy, layer: target)
         }
       },
-      .compute(name + "absorb") { state in layer.absorb(state.latent!, backend) },
+      .compute(name + "absorb") { state in layer.absorb(state.latent!) },
       .compute(name + "attention") { state in
         let latent = state.latent!
         backend.attention(
@@ -133,13 +140,9 @@ struct LatentAttention: AttentionBlock {
           out: latent.attended)
       },
       .compute(name + "expand") { state in
-        let (from, to) = (state.latent!.attended, state.attended)
-        let (rank, width) = (layer.sizes.latentRank, layer.sizes.valueDimension)
-        for (head, weight) in layer.values.enumerated() {
-          backend.linear(
-            from.columns(head * rank..<(head + 1) * rank), weight, bias: nil,
-            out: to.columns(head * width..<(head + 1) * width))
-        }
+        layer.headBackend.columnLinear(
+          state.latent!.attended, step: layer.sizes.latentRank, layer.values, out: state.attended,
+          outStep: layer.sizes.valueDimension)
       },
       .compute(name + "attention_output") { state in
         backend.linear(state.attended, layer.output, bias: layer.outputBias, out: state.delta)
@@ -166,20 +169,16 @@ struct LatentAttention: AttentionBlock {
   }
 
   /// Makes queries over latents: each head's plain part through K transposed, then its rotated part as it is.
-  private func absorb(_ latent: LatentActivations, _ backend: any Backend) {
+  private func absorb(_ latent: LatentActivations) {
     let (head, wide, rank, plain) = (
       sizes.headDimension, sizes.cacheDimension, sizes.latentRank, sizes.plainDimension
     )
-    for (number, weight) in keys.enumerated() {
-      backend.linear(
-        latent.query.columns(number * head..<number * head + plain), weight, bias: nil,
-        out: latent.absorbedQuery.columns(number * wide..<number * wide + rank))
-    }
+    headBackend.columnLinear(latent.query, step: head, keys, out: latent.absorbedQuery, outStep: wide)
     let bytes = sizes.rotaryDimension * MemoryLayout<Float>.stride
     for row in 0..<latent.query.rows {
       let from = latent.query.float32 + row * latent.query.stride + plain
       let to = latent.absorbedQuery.float32 + row * latent.absorbedQuery.stride + rank
-      for number in keys.indices { memcpy(to + number * wide, from + number * head, bytes) }
+      for number in 0..<keys.groupCount { memcpy(to + number * wide, from + number * head, bytes) }
     }
   }
 }

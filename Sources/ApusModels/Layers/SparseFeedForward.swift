@@ -53,19 +53,24 @@ struct SparseFeedForward: FeedForwardBlock {
     correction =
       sizes.hasCorrection
       ? try loader.vector(path + names.router + ".e_score_correction_bias", count: sizes.expertCount) : nil
-    let weights = try ExpertWeights(path: path + "experts.", sizes: sizes, hidden: hidden, loader: loader)
+    let packedBefore = loader.packedBytes
+    let weights = try ExpertWeights(block: path, sizes: sizes, hidden: hidden, loader: loader)
+    loader.expertBytes[layer] = (loader.packedBytes - packedBefore) / sizes.expertCount
     let map = ExpertMap(loader.experts.location, layer: layer, expertCount: sizes.expertCount)
     func slots<Element>(_ list: [Element]) -> [Element] { map.expertOfSlot.map { list[$0] } }
     gateUp = backend.groupLinear(slots(weights.gateUp), biases: weights.gateUpBias.map(slots))
     down = backend.groupLinear(slots(weights.down), biases: weights.downBias.map(slots))
     self.map = map
     dispatcher = LocalTokenDispatcher(backend: backend, mode: loader.experts.dispatch)
+    // Fused ones lie in a module of the layer, not of the block.
+    let isFused = sizes.storage == .fused
+    let sharedPath = isFused ? String(path.dropLast(names.block.count)) + names.shared : path + names.shared
     shared =
       sizes.sharedIntermediateSize == 0
       ? nil
       : try DenseFeedForward(
-        path: path + names.shared, name: name + "shared_", width: sizes.sharedIntermediateSize, hidden: hidden,
-        hasBias: false, loader: loader)
+        path: sharedPath, name: name + "shared_", width: sizes.sharedIntermediateSize, hidden: hidden, hasBias: false,
+        isFused: isFused, loader: loader)
     sharedGate =
       sizes.hasSharedGate
       ? try loader.router(path + names.shared.dropLast() + "_gate", experts: 1, hidden: hidden) : nil

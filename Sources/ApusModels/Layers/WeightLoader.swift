@@ -56,6 +56,8 @@ public final class WeightLoader {
   private var done = 0
   /// Bytes of the weights packed so far.
   public private(set) var packedBytes = 0
+  /// By layer, the bytes of one expert's packed weights.
+  var expertBytes: [Int: Int] = [:]
   /// The format of the first linear layer that was packed.
   public private(set) var firstFormat: WeightFormat?
   /// Linear layers that were to have int8 with a scale for each output and got one for each group.

@@ -319,6 +319,12 @@ void apus_grouped_run(
     apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const int32_t *starts,
     const int32_t *counts, const float *x, int64_t x_stride, float *out, int64_t out_stride);
 
+/// The same for groups that have all rows in columns of their own: group g's rows begin `g * x_step` numbers into those of
+/// x and `g * out_step` into those of out. As heads have theirs.
+void apus_columns_run(
+    apus_context *context, apus_groups *groups, const apus_group_part *parts, int count, const float *x,
+    int64_t x_stride, int64_t x_step, int64_t rows, float *out, int64_t out_stride, int64_t out_step);
+
 /// What joins the two halves of a feed-forward layer.
 typedef struct {
   /// 0: silu(gate) * up. Else gate is at most `limit` and up within +-limit, and the result is
