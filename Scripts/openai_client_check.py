@@ -173,6 +173,20 @@ def sglang_extensions(s):
 
 
 @check
+def vllm_extensions(s):
+  constrained = s.complete(
+    max_tokens=8, temperature=1, extra_body={"structured_outputs": {"choice": ["red", "blue"]}})
+  assert constrained.choices[0].text in ("red", "blue"), constrained
+  silent = s.chat(max_tokens=16, extra_body={"include_reasoning": False}).choices[0].message
+  assert getattr(silent, "reasoning_content", None) is None, silent
+  thoughtless = s.chat(max_tokens=16, extra_body={"thinking": {"type": "disabled"}}).choices[0].message
+  assert getattr(thoughtless, "reasoning_content", None) is None, thoughtless
+  expect_error(
+    openai.BadRequestError, 400, lambda: s.chat(extra_body={"prompt_logprobs": 1}), code="unsupported_value",
+    parameter="prompt_logprobs")
+
+
+@check
 def chat(s):
   answer = s.chat()
   assert answer.object == "chat.completion" and answer.id and answer.created > 0, answer
