@@ -197,7 +197,7 @@ import Testing
 
   /// Pearson's test of the third token of 4000 sampled answers against its exact distribution, at a level of 0.001. The seeds
   /// of the draws are 1 to 4000.
-  @Test(arguments: [Drafter.model, .ngram])
+  @Test(arguments: [Drafter.model, .modelTree, .ngram])
   func samplesHaveTheExactDistribution(drafter: Drafter) throws {
     let model = try Self.load(drafter, latent: false)
     let prompt: [TokenID] = [1, 5, 9, 2, 1, 5, 9, 2, 1, 5]
