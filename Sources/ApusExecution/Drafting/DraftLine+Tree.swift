@@ -42,7 +42,7 @@ extension DraftLine {
     func share(_ index: Int) -> Float { min(1, expf(values[index] - total)) }
     candidates.append(DraftCandidate(token: drawn, parent: node, depth: depth + 1, score: score * share(0)))
     for index in 0..<count where best[index] != drawn && values[index].isFinite {
-      if candidates.count { $0.parent == node } == width { break }
+      if candidates.count(where: { $0.parent == node }) == width { break }
       candidates.append(
         DraftCandidate(token: best[index], parent: node, depth: depth + 1, score: score * share(index)))
     }
