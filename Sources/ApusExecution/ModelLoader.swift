@@ -148,9 +148,10 @@ public enum ModelLoader {
       cache: cache, progress: progress)
   }
 
-  /// What decides beside the checkpoint how weights are packed.
+  /// What decides beside the checkpoint how weights are packed. Experts are packed in the order of their numbers, wherever
+  /// they lie.
   private static func settings(_ options: ModelOptions) -> String {
-    "dtype \(options.dtype?.name ?? "stored"), quantization \(options.quantization), experts \(options.experts)"
+    "dtype \(options.dtype?.name ?? "stored"), quantization \(options.quantization)"
   }
 
   /// A checkpoint's configuration and weights.

@@ -129,7 +129,7 @@ public final class EagleModel: PredictionHead {
 
   /// Whether a checkpoint has a norm for hidden states.
   public static func hasHiddenNorm(_ store: any WeightStore) -> Bool {
-    !(store is DummyWeights) && HeadWeights(base: store).contains("model.layers.0.hidden_norm.weight")
+    !(store is DummyWeights) && headWeights(store).contains("model.layers.0.hidden_norm.weight")
   }
 
   /// Loads a head for a target, with a table of tokens of its own where its hidden size is another than the target's.
@@ -140,7 +140,7 @@ public final class EagleModel: PredictionHead {
     options: WeightOptions = WeightOptions()
   ) throws(EngineError) {
     let isRandom = store is DummyWeights
-    let store = HeadWeights(base: store)
+    let store = headWeights(store)
     let layer = configuration.layer
     let (hidden, wide) = (layer.hiddenSize, configuration.targetHiddenSize)
     let isFused = configuration.form == .fused
@@ -310,13 +310,8 @@ public final class EagleModel: PredictionHead {
 
 /// A head's weights by the names that a model of one layer has, whichever of the published names they are stored under:
 /// `midlayer.*` (EAGLE-3) or `layers.0.*`, with or without `model.`.
-private struct HeadWeights: WeightStore {
-  let base: any WeightStore
-
-  var origin: String { base.origin }
-  var byteCount: Int { base.byteCount }
-
-  private func stored(_ name: String) -> String {
+private func headWeights(_ base: any WeightStore) -> RenamedWeights {
+  RenamedWeights(base: base) { name in
     let prefix = "model.layers.0."
     let names: [String]
     if name.hasPrefix(prefix) {
@@ -326,31 +321,5 @@ private struct HeadWeights: WeightStore {
       names = [name, "model." + name]
     }
     return names.first { base.contains($0) } ?? names[0]
-  }
-
-  func contains(_ name: String) -> Bool { base.contains(stored(name)) }
-
-  func dtype(of name: String) -> DType? { base.dtype(of: stored(name)) }
-
-  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
-    try base.load(stored(name), shape: shape, role: role)
-  }
-
-  func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource? {
-    try base.quantized(stored(name), shape: shape)
-  }
-
-  func rowReader(
-    _ name: String, shape: [Int]
-  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
-    try base.rowReader(stored(name), shape: shape)
-  }
-
-  func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? {
-    try base.loadInt8(stored(name), shape: shape)
-  }
-
-  func integers(_ name: String, count: Int) throws(EngineError) -> [Int]? {
-    try base.integers(stored(name), count: count)
   }
 }

@@ -220,6 +220,7 @@ public struct Scheduler: ~Copyable {
         return false
       }
     }
+    dropStaleDrafts()
     let way = askForDrafts(in: &batch)
     if configuration.measuresDrafting { launchedWays.append((way, Self.costClass(running.count))) }
     launchedStep += 1
@@ -257,6 +258,16 @@ public struct Scheduler: ~Copyable {
     // A draft needs to know the tokens before it, and the last token wanted needs no draft behind it.
     guard req.pendingDraws == 0 else { return [] }
     return Array(drafts.prefix(max(0, min(req.remainingOutputs - 1, budget))))
+  }
+
+  /// Forgets drafts that found no place in the step that was made for them. The runner has pages for the trees that it
+  /// proposes in one step, not for older ones beside them.
+  private func dropStaleDrafts() {
+    guard configuration.draftTokens > 0 else { return }
+    for req in running where !req.drafts.isEmpty {
+      req.drafts.removeAll(keepingCapacity: true)
+      req.draftParents.removeAll(keepingCapacity: true)
+    }
   }
 
   /// Asks for draft tokens for the requests that draw a token in this step, unless the time would better be spent on

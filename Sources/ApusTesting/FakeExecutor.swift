@@ -55,6 +55,8 @@ public struct FakeExecutor: ModelExecutor {
     var isDrafting = false
     /// What was proposed for the next step.
     var proposal: [TokenID] = []
+    /// The step that brought it.
+    var proposedStep: UInt64 = 0
     /// All tokens of the sequence; outputs are added when they are drawn.
     var tokens: [TokenID]
     /// Number of the assignment: tells whose cells are whose.
@@ -181,6 +183,8 @@ public struct FakeExecutor: ModelExecutor {
       }
       let drafts = batch.tokens[Int(share.tokenOffset) + Int(share.count - share.draftCount)..<reserved]
       check(slot.proposal.starts(with: drafts), "slot \(share.slot) verifies other drafts than those proposed")
+      check(
+        drafts.isEmpty || batch.step == slot.proposedStep + 1, "slot \(share.slot) verifies drafts of an older step")
       slot.proposal = []
       check(share.draftLimit == 0 || share.samples, "slot \(share.slot) wants drafts behind a token that is not drawn")
       check(!slot.isDrafting, "slot \(share.slot) is used while its guesses are verified")
@@ -323,6 +327,7 @@ public struct FakeExecutor: ModelExecutor {
         }
         result.tokenCounts.append(Int32(1 + accepted + count))
         slot.proposal = propose(for: slot, state, limit: Int(share.draftLimit))
+        slot.proposedStep = batch.step
         if !slot.proposal.isEmpty { result.drafts.append((index, slot.proposal)) }
       } else {
         result.tokenCounts.append(0)

@@ -2,7 +2,7 @@ import ApusCommandLine
 import ApusEngine
 import Testing
 
-/// What is said on the command line about experts is what the engine is told.
+/// What is said on the command line about weights and experts is what the engine is told.
 @Suite struct MixtureFlagTests {
   /// Any directory is a model's path here: nothing is loaded.
   private func configuration(_ line: String) async throws -> EngineConfiguration {
@@ -19,11 +19,14 @@ import Testing
     let placed = try await configuration("--ep-num-redundant-experts 4 --init-expert-location /x/y.json")
     #expect(placed.redundantExperts == 4 && placed.expertLocationPath == "/x/y.json")
     #expect(try await configuration("--init-expert-location trivial").expertLocationPath == nil)
+    #expect(plain.packedCache == nil)
+    #expect(try await configuration("--packed-cache beside").packedCache == .besideCheckpoint)
+    #expect(try await configuration("--packed-cache /x").packedCache == .directory("/x"))
   }
 
   @Test(arguments: [
     "--moe-dispatch fast", "--ep-num-redundant-experts -1", "--ep-num-redundant-experts 5000",
-    "--ep-num-redundant-experts x",
+    "--ep-num-redundant-experts x", "--packed-cache beside --load-format dummy",
   ])
   func whatCannotBeIsRefused(line: String) async {
     await #expect(throws: (any Error).self) { _ = try await configuration(line) }

@@ -96,6 +96,37 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
     print("Tokens per verification: \(lengths[0]) with chains, \(lengths[1]) with trees.")
   }
 
+  @Test("Where packed weights are kept and where experts lie is what the model is told")
+  func optionsOfWeights() async throws {
+    let folder = FileManager.default.temporaryDirectory.appendingPathComponent("apus-packed-\(UUID())").path
+    defer { try? FileManager.default.removeItem(atPath: folder) }
+    var kept = configuration()
+    kept.packedCache = .directory(folder)
+    for start in ["Packed weights were written to \(folder)/", "Packed weights were mapped from \(folder)/"] {
+      try await withEngine(kept) { engine in
+        #expect(engine.report.contains { $0.hasPrefix(start) }, "\(engine.report)")
+      }
+    }
+    // A dense model has nothing to place.
+    var dense = configuration()
+    dense.modelPath = directory.replacingOccurrences(of: "apus-demo-moe", with: "apus-demo")
+    dense.redundantExperts = 2
+    do {
+      try await withEngine(dense) { _ in }
+      Issue.record("replicas of experts in a model without any")
+    } catch let error as EngineError {
+      #expect(error.parameter == "ep_num_redundant_experts")
+    }
+    dense.redundantExperts = 0
+    dense.expertLocationPath = folder
+    do {
+      try await withEngine(dense) { _ in }
+      Issue.record("places of experts in a model without any")
+    } catch let error as EngineError {
+      #expect(error.parameter == "init_expert_location")
+    }
+  }
+
   @Test("On questions of one kind the busiest expert of every layer has more than twice the mean's tokens")
   func loads() async throws {
     var recording = configuration()

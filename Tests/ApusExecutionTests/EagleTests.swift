@@ -39,20 +39,9 @@ import Testing
     let prompt = golden["prompt"]!.tokenIDs
     for (number, backend) in testBackends.enumerated() {
       let model = try load(name, head: "\(Self.directory)/\(name)", backend: backend)
-      var rows: [[Float]] = []
-      model.steps.observeDraftLogits { rows.append($0) }
-      let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy)
-      // Whole, and in chunks the last of which is one token.
-      var start = 0
-      if number % 2 == 1 {
-        for chunk in [7, 3, prompt.count - 11] {
-          sequence.run(Array(prompt[start..<start + chunk]), start: start, samples: false)
-          start += chunk
-        }
-      }
-      sequence.run(Array(prompt[start...]), start: start, wanted: drafts.count)
-      #expect(sequence.result.tokens == [TokenID(golden["next"]!.intValue!)])
-      #expect(sequence.result.drafts.map(\.tokens) == [drafts], "\(name) on \(backend.name)")
+      let rows = expectDrafts(
+        of: model, drafts, behind: prompt, next: golden["next"]!.intValue!,
+        chunks: number % 2 == 1 ? [7, 3, prompt.count - 11] : [], "\(name) on \(backend.name)")
       #expect(rows.count == expected.count)
       for (row, wanted) in zip(rows, expected) {
         let largest = wanted.reduce(0) { max($0, abs($1)) }

@@ -195,6 +195,34 @@ struct PackedCacheTests {
     #expect(reference.description.packedCache?.hasPrefix("Packed weights are not kept: ") == true)
   }
 
+  /// Experts, a router, latent attention: kinds of weights that a dense model does not have. Where experts lie changes nothing.
+  @Test(arguments: [WeightQuantization.stored, .int8]) func mixturesAreKeptToo(quantization: WeightQuantization) throws
+  {
+    let directory = try TemporaryDirectory()
+    let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .appendingPathComponent("../../Models/apus-demo-moe").standardizedFileURL.path
+    func load(_ cache: PackedWeightCache.Location?, redundantExperts: Int = 0) throws -> ([[Float]], ModelDescription) {
+      var options = ModelOptions(path: model)
+      options.maxTokensPerStep = 16
+      options.maxRunningRequests = 2
+      options.kvCacheBytes = 1 << 20
+      options.quantization = quantization
+      options.redundantExperts = redundantExperts
+      options.packedCache = cache
+      let loaded = try ModelLoader.load(options, backend: testBackends.last!)
+      return (try loaded.steps.promptLogits([1, 200, 3, 1000], positions: [0, 3]), loaded.description)
+    }
+    let plain = try load(nil)
+    let written = try load(.directory(directory.path))
+    #expect(written.1.packedCache?.hasPrefix("Packed weights were written to ") == true)
+    #expect(written.0 == plain.0)
+    for redundant in [0, 5] {
+      let mapped = try load(.directory(directory.path), redundantExperts: redundant)
+      #expect(Self.isMapped(mapped.1), "\(mapped.1.packedCache ?? "")")
+      #expect(mapped.0 == plain.0)
+    }
+  }
+
   /// Whoever starts meanwhile finds no file or a whole one.
   @Test func writersAtOnce() throws {
     let directory = try TemporaryDirectory()

@@ -33,20 +33,9 @@ import Testing
         $0.maxTokensPerStep = 128
         $0.drafting = .prediction
       }
-      var rows: [[Float]] = []
-      model.steps.observeDraftLogits { rows.append($0) }
-      let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy)
-      // Whole, and in chunks the last of which is one token.
-      var start = 0
-      if number % 2 == 1 {
-        for chunk in [7, 16, prompt.count - 24] {
-          sequence.run(Array(prompt[start..<start + chunk]), start: start, samples: false)
-          start += chunk
-        }
-      }
-      sequence.run(Array(prompt[start...]), start: start, wanted: drafts.count)
-      #expect(sequence.result.tokens == [TokenID(golden["next"]!.intValue!)])
-      #expect(sequence.result.drafts.map(\.tokens) == [drafts], "\(name) on \(backend.name)")
+      let rows = expectDrafts(
+        of: model, drafts, behind: prompt, next: golden["next"]!.intValue!,
+        chunks: number % 2 == 1 ? [7, 16, prompt.count - 24] : [], "\(name) on \(backend.name)")
       #expect(rows.count == expected.count)
       for (row, wanted) in zip(rows, expected) {
         let largest = wanted.reduce(0) { max($0, abs($1)) }
@@ -127,6 +116,34 @@ import Testing
     #expect(other.result.tokens == [text[1]] && other.result.failures.isEmpty)
     #expect(other.result.acceptedDrafts.map(\.count) == [0])
   }
+}
+
+extension StepRunner {
+  /// What the drafter proposes behind a prompt that is computed in one step.
+  func draft(behind prompt: [TokenID], count: Int) -> [TokenID] {
+    let sequence = StepSequence(self, prompt: prompt, sampling: .greedy)
+    sequence.run(prompt, start: 0, wanted: count)
+    return sequence.result.drafts.first?.tokens ?? []
+  }
+}
+
+/// Has a model draft behind a prompt that is computed whole, or in chunks and the last token alone, and expects tokens.
+/// - Returns: the logits that the drafts are drawn from.
+func expectDrafts(
+  of model: LoadedModel, _ drafts: [TokenID], behind prompt: [TokenID], next: Int, chunks: [Int], _ what: Comment
+) -> [[Float]] {
+  var rows: [[Float]] = []
+  model.steps.observeDraftLogits { rows.append($0) }
+  let sequence = StepSequence(model.steps, prompt: prompt, sampling: .greedy)
+  var start = 0
+  for chunk in chunks {
+    sequence.run(Array(prompt[start..<start + chunk]), start: start, samples: false)
+    start += chunk
+  }
+  sequence.run(Array(prompt[start...]), start: start, wanted: drafts.count)
+  #expect(sequence.result.tokens == [TokenID(next)], what)
+  #expect(sequence.result.drafts.map(\.tokens) == [drafts], what)
+  return rows
 }
 
 /// Runs steps of one sequence by hand.

@@ -52,41 +52,13 @@ public struct BareDecoder: Sendable {
     // Without an output layer the embedding table takes its place; nothing is computed with it.
     if !checkpoint.contains("lm_head.weight") { configuration.tiedEmbeddings = true }
     self.configuration = configuration
-    self.store = isBare ? UnprefixedWeights(base: store) : store
-  }
-}
-
-/// Weights whose names lack the prefix `model.` that they are asked for with.
-private struct UnprefixedWeights: WeightStore {
-  let base: any WeightStore
-
-  var origin: String { base.origin }
-  var byteCount: Int { base.byteCount }
-
-  private func stored(_ name: String) -> String {
-    let prefix = "model."
-    return name.hasPrefix(prefix) ? String(name.dropFirst(prefix.count)) : name
-  }
-
-  func contains(_ name: String) -> Bool { base.contains(stored(name)) }
-
-  func dtype(of name: String) -> DType? { base.dtype(of: stored(name)) }
-
-  func load(_ name: String, shape: [Int], role: WeightRole) throws(EngineError) -> WeightSource {
-    try base.load(stored(name), shape: shape, role: role)
-  }
-
-  func quantized(_ name: String, shape: [Int]) throws(EngineError) -> QuantizedSource? {
-    try base.quantized(stored(name), shape: shape)
-  }
-
-  func rowReader(
-    _ name: String, shape: [Int]
-  ) throws(EngineError) -> (@Sendable (_ row: Int, _ target: UnsafeMutablePointer<Float>) -> Void)? {
-    try base.rowReader(stored(name), shape: shape)
-  }
-
-  func loadInt8(_ name: String, shape: [Int]) throws(EngineError) -> WeightSource? {
-    try base.loadInt8(stored(name), shape: shape)
+    guard isBare else {
+      self.store = store
+      return
+    }
+    self.store = RenamedWeights(base: store) { name in
+      let prefix = "model."
+      return name.hasPrefix(prefix) ? String(name.dropFirst(prefix.count)) : name
+    }
   }
 }
