@@ -9,6 +9,10 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("InternalImportsByDefault"),
 ]
 
+// Tests that do not reckon are compiled without optimisation: a third of a cold build went into optimising code that runs once.
+// What computes (kernels, models, scheduling in the simulator, tokenization) keeps it, since its slow twins would take minutes.
+let testSettings = settings + [.unsafeFlags(["-Onone"])]
+
 let package = Package(
   name: "apus",
   products: [
@@ -106,16 +110,16 @@ let package = Package(
     .executableTarget(
       name: "apus-cli", dependencies: ["ApusCommandLine"], path: "Sources/apus", swiftSettings: settings),
 
-    .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: settings),
+    .testTarget(name: "ApusCoreTests", dependencies: ["ApusCore"], swiftSettings: testSettings),
     .testTarget(
       name: "ApusTokenizationTests", dependencies: ["ApusCore", "ApusTesting", "ApusTokenization"],
       swiftSettings: settings),
     .testTarget(
       name: "ApusGrammarTests", dependencies: ["ApusCore", "ApusGrammar", "ApusTokenization"], exclude: ["Goldens"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "ApusChatTests", dependencies: ["ApusCore", "ApusChat", "ApusGrammar", "ApusTokenization"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "ApusSchedulingTests", dependencies: ["ApusCore", "ApusScheduling", "ApusTesting"],
       swiftSettings: settings),
@@ -131,14 +135,14 @@ let package = Package(
       dependencies: [
         "ApusConversion", "ApusCore", "ApusTokenization", "ApusScheduling", "ApusTensors", "ApusModels",
         "ApusExecution",
-      ], exclude: ["Goldens"], swiftSettings: settings),
+      ], exclude: ["Goldens"], swiftSettings: testSettings),
     .testTarget(
       name: "ApusEngineTests",
       dependencies: [
         "Apus", "ApusCore", "ApusEngine", "ApusExecution", "ApusModels", "ApusScheduling", "ApusTensors",
         "ApusTesting", "ApusTokenization",
       ],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
     .testTarget(
       name: "ApusServerTests",
       dependencies: [
@@ -146,10 +150,10 @@ let package = Package(
         .product(name: "HummingbirdTesting", package: "hummingbird"),
         .product(name: "AsyncHTTPClient", package: "async-http-client"),
         .product(name: "NIOHTTP1", package: "swift-nio"),
-      ], exclude: ["Goldens"], swiftSettings: settings),
-    .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: settings),
+      ], exclude: ["Goldens"], swiftSettings: testSettings),
+    .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: testSettings),
     .testTarget(
       name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine", "ApusEngine"],
-      swiftSettings: settings),
+      swiftSettings: testSettings),
   ]
 )

@@ -3,6 +3,8 @@
 
   Scripts/bench_peers.py [--rounds 5] [--formats bf16,int8,int4] [--engines apus,llama,openvino]
   Scripts/bench_peers.py --serving 16 ...          16 clients at once, 256 tokens in and 128 out each
+      --shared 192                                 the same, 192 of the 256 tokens shared: a first and a later wave
+      --prompt-tokens 1088 --shared 1024           long shared beginnings
   Scripts/bench_peers.py --report FILE...          tables of results that earlier runs kept with --output
 
 A machine that others use changes its speed by tens of percent from hour to hour, so that only engines measured in turns can
@@ -38,6 +40,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {"bf16": ("bf16.gguf", "ov-fp16"), "int8": ("q8_0.gguf", "ov-int8"), "int4": ("q4_0.gguf", "ov-int4")}
 PORT = 18090
+OUTPUT = 128  # tokens that every client of a server asks for
 
 
 def tokens(count, seed):
@@ -115,10 +118,10 @@ class Llama:
 
     def server(self, format):
         need(self.folder / "llama-server", "llama.cpp")
-        threads = str(self.options.threads)
+        threads, clients = str(self.options.threads), self.options.serving
         return [str(self.folder / "llama-server"), "-m", str(self.options.model / FILES[format][0]), "-t", threads, "-tb",
-                threads, "-np", "16", "-c", "8192", "-b", "2048", "-ub", "512", "--host", "127.0.0.1", "--port",
-                str(PORT)], "/health"
+                threads, "-np", str(clients), "-c", str(clients * (self.options.prompt_tokens + OUTPUT + 32)), "-b", "2048", "-ub", "512",
+                "--host", "127.0.0.1", "--port", str(PORT)], "/health"
 
 
 class OpenVINO:
@@ -138,7 +141,8 @@ class OpenVINO:
             format, "--prompts", ",".join(map(str, prompts)), "--batches", ",".join(map(str, batches)))
 
     def serve(self, format, clients, shared):
-        return self.child(format, "--serving", str(clients), "--shared", str(shared))
+        return self.child(format, "--serving", str(clients), "--shared", str(shared),
+                          "--prompt-tokens", str(self.options.prompt_tokens))
 
 
 def need(path, name):
@@ -197,9 +201,9 @@ def child(options):
         pipeline = openvino_pipeline(options.child, options.threads, True)
         openvino_run(pipeline, [tokens(32, 1)], 4)
         waves = []
-        for prompts in waves_of(options.serving, options.shared):
-            first, _, seconds, gaps = openvino_run(pipeline, prompts, 128)
-            waves.append(summary(options.serving * 128 / seconds, first, gaps))
+        for prompts in waves_of(options):
+            first, _, seconds, gaps = openvino_run(pipeline, prompts, OUTPUT)
+            waves.append(summary(options.serving * OUTPUT / seconds, first, gaps))
         found = waves
     else:
         pipeline = openvino_pipeline(options.child, options.threads, True)
@@ -219,12 +223,13 @@ def child(options):
 
 # Serving.
 
-def waves_of(clients, shared):
+def waves_of(options):
     """One wave of distinct prompts, or two that share the beginning: a first and a later one."""
-    if not shared:
-        return [[tokens(256, 1000 + client) for client in range(clients)]]
-    beginning = tokens(shared, 5)
-    return [[beginning + tokens(256 - shared, 2000 + 100 * wave + client) for client in range(clients)]
+    length = options.prompt_tokens
+    if not options.shared:
+        return [[tokens(length, 1000 + client) for client in range(options.serving)]]
+    beginning = tokens(options.shared, 5)
+    return [[beginning + tokens(length - options.shared, 2000 + 100 * wave + client) for client in range(options.serving)]
             for wave in range(2)]
 
 
@@ -279,7 +284,7 @@ def serve(engine, options, format):
             return summary(len(prompts) * length / (time.perf_counter() - begin), first, gaps)
 
         asyncio.run(wave([tokens(32, 1)], 4))
-        return [asyncio.run(wave(prompts, 128)) for prompts in waves_of(options.serving, options.shared)]
+        return [asyncio.run(wave(prompts, OUTPUT)) for prompts in waves_of(options)]
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
@@ -345,6 +350,7 @@ def main():
     parser.add_argument("--batches", default="1,16,32", help="sequences that decode; empty for none")
     parser.add_argument("--serving", type=int, default=0, metavar="CLIENTS", help="measures servers instead")
     parser.add_argument("--shared", type=int, default=0, help="tokens that the clients' prompts share")
+    parser.add_argument("--prompt-tokens", type=int, default=256, help="tokens of each client's prompt")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--packed-cache", default="", help="where Apus keeps packed weights, which shortens its starts")
     parser.add_argument("--output", help="adds results to a file, one JSON object a line")
@@ -355,6 +361,8 @@ def main():
         return child(options)
     if options.report:
         return report([json.loads(line) for file in options.report for line in open(file)])
+    if options.shared >= options.prompt_tokens:
+        parser.error("--shared has to be smaller than --prompt-tokens: each prompt ends with tokens of its own")
     options.peers = pathlib.Path(options.peers)
     options.model = options.peers / "models" / options.model
     engines = {name: ENGINES[name](options) for name in options.engines.split(",")}
@@ -364,7 +372,10 @@ def main():
             order = list(engines.items())
             for name, engine in order[::-1] if number % 2 else order:
                 if options.serving:
-                    kinds = ["shared, first wave", "shared, later wave"] if options.shared else ["distinct"]
+                    kinds = ["distinct"]
+                    if options.shared:
+                        kinds = [f"{options.shared} of {options.prompt_tokens} tokens shared, {which} wave"
+                                 for which in ("first", "later")]
                     found = [(f"{options.serving} clients, {kind}", wave["tokens/s"], wave) for kind, wave in
                              zip(kinds, serve(engine, options, format))]
                 else:
