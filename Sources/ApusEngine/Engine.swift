@@ -156,6 +156,12 @@ public final class Engine: GenerationService {
       case .int4: .codes(.int4)
       case .fp8: .codes(.float8)
       }
+    options.outputLayer =
+      switch configuration.outputLayerQuantization {
+      case .auto: .auto
+      case .int8: .int8
+      case .dense: .dense
+      }
     options.expertRecorderMode =
       switch configuration.expertRecorderMode {
       case nil: nil
@@ -548,7 +554,7 @@ public final class Engine: GenerationService {
   ) -> [String] {
     [
       "model    \(name): \(model.architecture), \(grouped(model.parameterCount)) parameters, "
-        + "\(model.dtype) (\(mebibytes(model.weightBytes))), context \(model.contextLength) tokens",
+        + "\(model.dtype), output layer \(model.outputDtype) (\(mebibytes(model.weightBytes))), context \(model.contextLength) tokens",
       "device   \(model.backend)",
       "kv cache \(model.kvCapacityTokens) tokens in \(model.kvDtype), up to \(mebibytes(model.kvCacheBytes))"
         + (configuration.enablesPrefixCache ? ", prefixes shared" : ", prefixes not shared"),

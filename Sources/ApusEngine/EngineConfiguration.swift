@@ -43,6 +43,16 @@ public struct EngineConfiguration: Sendable {
     case fp8
   }
 
+  /// What becomes of the output layer while it is loaded.
+  public enum OutputLayerQuantization: String, Sendable, CaseIterable {
+    /// int8 where other layers are quantised while they are loaded, to whatever format; otherwise as the checkpoint has it.
+    case auto
+    /// int8 as in `Quantization.int8`, whatever other layers are. What a checkpoint stores quantised stays so.
+    case int8
+    /// Plain numbers.
+    case dense
+  }
+
   /// Who drafts tokens in speculative decoding.
   public enum SpeculativeAlgorithm: String, Sendable, CaseIterable {
     /// A lookup of the last tokens in the request's own and in past outputs.
@@ -91,6 +101,8 @@ public struct EngineConfiguration: Sendable {
   public var dtype = ElementType.auto
   /// Weights are converted to this format while they are loaded; `nil` keeps what a checkpoint stores quantised.
   public var quantization: Quantization?
+  /// The output layer's format. The embedding table stays as the checkpoint has it, also where the two are one matrix.
+  public var outputLayerQuantization = OutputLayerQuantization.auto
   /// Where packed weights are kept between starts.
   public enum PackedCache: Sendable, Equatable {
     /// Beside the checkpoint's files.

@@ -22,6 +22,8 @@ public struct ModelOptions: Sendable {
   public var dtype: DType?
   /// What becomes of linear layers.
   public var quantization = WeightQuantization.stored
+  /// What becomes of the output layer.
+  public var outputLayer = OutputLayerQuantization.auto
   /// The format of the K/V cache; `nil` takes bfloat16, or float32 where the weights are float32.
   public var kvDType: DType?
   /// Where packed weights are kept between starts; `nil` packs at every start. Only what `ModelLoader.load(_:backend:)` reads
@@ -76,6 +78,9 @@ public struct ModelOptions: Sendable {
 
   /// Options for a directory; all else has defaults.
   public init(path: String) { self.path = path }
+
+  /// How weights are stored, those of what drafts tokens too.
+  var weights: WeightOptions { WeightOptions(dtype: dtype, quantization: quantization, outputLayer: outputLayer) }
 }
 
 /// What was loaded, in numbers.
@@ -89,6 +94,8 @@ public struct ModelDescription: Sendable {
   public var vocabularySize: Int
   /// The weights' format, such as `bfloat16` or `int8`.
   public var dtype: String
+  /// The output layer's format.
+  public var outputDtype: String
   /// Linear layers for which int8 with a scale for each output was too coarse; they have a scale for each group.
   public var regroupedLayers: Int
   /// Bytes of the packed weights.
@@ -151,7 +158,8 @@ public enum ModelLoader {
   /// What decides beside the checkpoint how weights are packed. Experts are packed in the order of their numbers, wherever
   /// they lie.
   private static func settings(_ options: ModelOptions) -> String {
-    "dtype \(options.dtype?.name ?? "stored"), quantization \(options.quantization)"
+    "dtype \(options.dtype?.name ?? "stored"), quantization \(options.quantization), "
+      + "output layer \(options.weights.effectiveOutputLayer)"
   }
 
   /// A checkpoint's configuration and weights.
@@ -236,7 +244,7 @@ public enum ModelLoader {
 
     let model = try LanguageModel(
       configuration, store: store, backend: backend,
-      options: WeightOptions(dtype: options.dtype, quantization: options.quantization), experts: experts,
+      options: options.weights, experts: experts,
       contextLength: options.contextLength, cache: cache, progress: progress)
     let cacheReport = cache?.finish()
     let kvDType = options.kvDType ?? (model.dtype == .float32 ? .float32 : .bfloat16)
@@ -282,7 +290,7 @@ public enum ModelLoader {
       architecture: configuration.architecture, parameterCount: configuration.parameterCount,
       layerCount: configuration.layerCount, contextLength: model.contextLength,
       vocabularySize: configuration.vocabularySize, dtype: model.weightFormat.name,
-      regroupedLayers: model.regroupedLayers, weightBytes: model.weightBytes,
+      outputDtype: model.outputFormat.name, regroupedLayers: model.regroupedLayers, weightBytes: model.weightBytes,
       packedCache: cacheReport, kvDtype: kvDType.name,
       kvPageCount: pageCount, kvCacheBytes: pool.byteCount,
       kvBytesPerToken: bytesPerPage / kvPageSize, maxTokensPerStep: options.maxTokensPerStep,
@@ -332,7 +340,7 @@ public enum ModelLoader {
       return .prediction(
         try PredictionModel(
           target: target, store: store,
-          options: WeightOptions(dtype: options.dtype, quantization: options.quantization)))
+          options: options.weights))
     case .model(let path):
       var draftOptions = options
       draftOptions.path = path
@@ -341,7 +349,7 @@ public enum ModelLoader {
       return .standalone(
         try LanguageModel(
           source.configuration, store: source.store, backend: backend,
-          options: WeightOptions(dtype: options.dtype, quantization: options.quantization), contextLength: context))
+          options: options.weights, contextLength: context))
     case .eagle(let path, let isThird):
       let head = try eagleHead(for: target, path: path, options: options, backend: backend)
       if isThird && head.form != .fused {
@@ -370,7 +378,7 @@ public enum ModelLoader {
     }
     return try EagleModel(
       EagleConfiguration(json: json, path: file, hasHiddenNorm: EagleModel.hasHiddenNorm(store)), target: target,
-      store: store, options: WeightOptions(dtype: options.dtype, quantization: options.quantization))
+      store: store, options: options.weights)
   }
 
   /// Pages of the K/V cache: what the budget allows, and at most what `kvSequences` can fill.

@@ -199,7 +199,7 @@ public final class EagleModel: PredictionHead {
       output = target.output
       vocabularySize = target.configuration.vocabularySize
     } else {
-      output = try loader.replicated(("lm_head", configuration.draftVocabularySize), inputs: hidden)
+      output = try loader.outputLayer(("lm_head", configuration.draftVocabularySize), inputs: hidden)
       vocabularySize = configuration.draftVocabularySize
     }
     if isReduced && isRandom {

@@ -12,6 +12,8 @@ public final class LanguageModel: Sendable {
   public let contextLength: Int
   /// The format of the first layer's weights.
   public let weightFormat: WeightFormat
+  /// The format of the output layer's weights.
+  public var outputFormat: WeightFormat { output.format }
   /// Linear layers that were to have int8 with a scale for each output and got one for each group instead, because that
   /// would have rounded them too coarsely.
   public let regroupedLayers: Int
@@ -110,15 +112,12 @@ public final class LanguageModel: Sendable {
       logitNorm = try loader.norm("model.norm", count: configuration.hiddenSize)
       logitNorm.multiply(by: 1 / configuration.logitsScaling)
     }
-    if !configuration.tiedEmbeddings {
-      output = try loader.replicated(("lm_head", vocabulary), inputs: hidden)
-    } else if let stored = try loader.tiedOutput(tableName, rows: vocabulary, columns: hidden) {
-      output = stored
-    } else {
-      let whole: Tensor
-      if let table { whole = table } else { whole = try loader.embedding(tableName, rows: vocabulary, columns: hidden) }
-      output = try loader.tiedOutput(whole)
-    }
+    output =
+      if configuration.tiedEmbeddings {
+        try loader.tiedOutputLayer((tableName, vocabulary), inputs: hidden, table: table)
+      } else {
+        try loader.outputLayer(("lm_head", vocabulary), inputs: hidden)
+      }
 
     self.configuration = configuration
     self.contextLength = context

@@ -70,7 +70,7 @@ public final class PredictionModel: PredictionHead {
       embed = target.embed
     }
     if hasOwn, store.contains(prefix + "shared_head.head.weight") {
-      output = try loader.replicated((prefix + "shared_head.head", vocabulary), inputs: hidden)
+      output = try loader.outputLayer((prefix + "shared_head.head", vocabulary), inputs: hidden)
     } else {
       output = target.output
     }

@@ -19,6 +19,9 @@ import Testing
     let placed = try await configuration("--ep-num-redundant-experts 4 --init-expert-location /x/y.json")
     #expect(placed.redundantExperts == 4 && placed.expertLocationPath == "/x/y.json")
     #expect(try await configuration("--init-expert-location trivial").expertLocationPath == nil)
+    #expect(plain.outputLayerQuantization == .auto)
+    #expect(try await configuration("--output-layer-quantization dense").outputLayerQuantization == .dense)
+    #expect(try await configuration("--output-layer-quantization int8").outputLayerQuantization == .int8)
     #expect(plain.packedCache == nil)
     #expect(try await configuration("--packed-cache beside").packedCache == .besideCheckpoint)
     #expect(try await configuration("--packed-cache /x").packedCache == .directory("/x"))
@@ -26,7 +29,7 @@ import Testing
 
   @Test(arguments: [
     "--moe-dispatch fast", "--ep-num-redundant-experts -1", "--ep-num-redundant-experts 5000",
-    "--ep-num-redundant-experts x", "--packed-cache beside --load-format dummy",
+    "--ep-num-redundant-experts x", "--output-layer-quantization int4", "--packed-cache beside --load-format dummy",
   ])
   func whatCannotBeIsRefused(line: String) async {
     await #expect(throws: (any Error).self) { _ = try await configuration(line) }

@@ -158,21 +158,25 @@ struct ConversionTests {
     #expect(try logits(output, dtype: .float32) == logits(back, dtype: .float32))
   }
 
-  /// A W8A8 checkpoint goes into the engine's int8 format as it is: the same bits as rounding the original while loading.
-  @Test func int8IsLossless() throws {
+  /// A W8A8 checkpoint goes into the engine's int8 format as it is: the same bits as rounding the original while loading, its
+  /// output layer included or not.
+  @Test(arguments: [false, true]) func int8IsLossless(quantizesOutput: Bool) throws {
     for type in [DType.float32, .bfloat16, .float16] {
       let folder = try Folder()
       var model = SmallModel([("torch_dtype", .string(type.name))])
       model.type = type
       let original = try model.write(folder)
-      try convert(original, folder.path + "/out", "int8")
+      try convert(original, folder.path + "/out", "int8") { $0.quantizesOutput = quantizesOutput }
       for backend in [backend, ReferenceBackend()] as [any Backend] {
         func logits(_ path: String, _ quantizes: Bool, _ dtype: DType?) throws -> [[Float]] {
           var options = ModelOptions(path: path)
           options.kvCacheBytes = 1 << 20
           options.quantization = quantizes ? .int8 : .stored
+          if !quantizesOutput { options.outputLayer = .dense }
           options.dtype = dtype
-          return try ModelLoader.load(options, backend: backend).steps.promptLogits(prompt, positions: [0, 4, 9])
+          let loaded = try ModelLoader.load(options, backend: backend)
+          #expect((loaded.steps.model.outputFormat == .int8PerChannel) == quantizesOutput)
+          return try loaded.steps.promptLogits(prompt, positions: [0, 4, 9])
         }
         let output = folder.path + "/out"
         #expect(try logits(output, false, nil) == logits(output, true, nil), "\(backend.name)")

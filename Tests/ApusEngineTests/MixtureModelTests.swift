@@ -107,6 +107,15 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
         #expect(engine.report.contains { $0.hasPrefix(start) }, "\(engine.report)")
       }
     }
+    for (quantization, outputLayer, format) in [
+      (nil, .auto, "bfloat16"), (nil, .int8, "int8"), (.int4, .auto, "int8"), (.int4, .dense, "bfloat16"),
+    ] as [(EngineConfiguration.Quantization?, EngineConfiguration.OutputLayerQuantization, String)] {
+      var chosen = configuration()
+      (chosen.quantization, chosen.outputLayerQuantization) = (quantization, outputLayer)
+      try await withEngine(chosen) { engine in
+        #expect(engine.report[0].contains(", output layer \(format) ("), "\(engine.report)")
+      }
+    }
     // A dense model has nothing to place.
     var dense = configuration()
     dense.modelPath = directory.replacingOccurrences(of: "apus-demo-moe", with: "apus-demo")

@@ -89,11 +89,14 @@ struct BatchInvarianceTests {
     }
   }
 
-  static let formats: [(name: String, dtype: DType, quantization: WeightQuantization)] = [
-    ("float32", .float32, .stored), ("float16", .float16, .stored), ("bfloat16", .bfloat16, .stored),
-    ("int8", .bfloat16, .int8), ("int8-group", .bfloat16, .codes(.int8)), ("int4", .bfloat16, .codes(.int4)),
-    ("fp8", .bfloat16, .codes(.float8)),
-  ]
+  /// Where layers are rounded, the output layer is int8.
+  static let formats:
+    [(name: String, dtype: DType, quantization: WeightQuantization, outputLayer: OutputLayerQuantization)] = [
+      ("float32", .float32, .stored, .auto), ("float16", .float16, .stored, .auto),
+      ("bfloat16", .bfloat16, .stored, .auto), ("int8", .bfloat16, .int8, .auto),
+      ("int8-group", .bfloat16, .codes(.int8), .auto), ("int4", .bfloat16, .codes(.int4), .auto),
+      ("fp8", .bfloat16, .codes(.float8), .auto), ("output layer int8", .bfloat16, .stored, .int8),
+    ]
 
   /// A model wide enough that kernels split their work, in every weight format: chunks, company and numbers of threads
   /// change no bit.
@@ -119,7 +122,11 @@ struct BatchInvarianceTests {
         ) {
           $0.dtype = format.dtype
           $0.quantization = format.quantization
+          $0.outputLayer = format.outputLayer
           $0.maxTokensPerStep = 100
+        }
+        if format.quantization != .stored || format.outputLayer == .int8 {
+          #expect(loaded.steps.model.outputFormat == .int8PerChannel)
         }
         let whole = try loaded.steps.promptLogits(prompt, positions: Array(prompt.indices))
         var driver = Driver(

@@ -116,8 +116,19 @@ struct GGUFTests {
       let loaded = try ModelLoader.load(options, backend: testBackends.last!) { reports.append(($0, $1)) }
       #expect(loaded.description.dtype == dtype)
       #expect(reports.allSatisfy { $0.done <= $0.total } && reports.last!.done > reports.last!.total * 9 / 10)
-      options.quantization = .int8
-      #expect(try ModelLoader.load(options, backend: testBackends.last!).description.dtype == "int8")
+      // An output layer that is stored quantised stays so unless plain numbers are asked for.
+      var formats: [WeightFormat] = []
+      for outputLayer in [OutputLayerQuantization.auto, .int8, .dense] {
+        options.outputLayer = outputLayer
+        formats.append(try ModelLoader.load(options, backend: testBackends.last!).steps.model.outputFormat)
+      }
+      let plain = WeightFormat.dense(loaded.steps.model.dtype)
+      #expect(
+        formats == (format == "Q8_0" ? [.codes(.int8), .codes(.int8), plain] : [plain, .int8PerChannel, plain]),
+        "\(format)")
+      (options.quantization, options.outputLayer) = (.int8, .auto)
+      let rounded = try ModelLoader.load(options, backend: testBackends.last!)
+      #expect(rounded.description.dtype == "int8" && rounded.steps.model.outputFormat == .int8PerChannel)
     }
   }
 

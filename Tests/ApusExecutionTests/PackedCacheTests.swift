@@ -43,7 +43,7 @@ struct PackedCacheTests {
 
   private static func load(
     _ path: String, _ cache: PackedWeightCache.Location?, quantization: WeightQuantization = .stored,
-    dtype: DType? = .bfloat16, backend: any Backend = testBackends.last!
+    outputLayer: OutputLayerQuantization = .auto, dtype: DType? = .bfloat16, backend: any Backend = testBackends.last!
   ) throws -> (logits: [[UInt32]], description: ModelDescription) {
     var options = ModelOptions(path: path)
     options.maxTokensPerStep = 16
@@ -51,6 +51,7 @@ struct PackedCacheTests {
     options.kvCacheBytes = 1 << 18
     options.dtype = dtype
     options.quantization = quantization
+    options.outputLayer = outputLayer
     options.packedCache = cache
     let loaded = try ModelLoader.load(options, backend: backend)
     let logits = try loaded.steps.promptLogits([1, 2, 3, 100, 5, 130], positions: [0, 3, 5])
@@ -96,7 +97,7 @@ struct PackedCacheTests {
     }
   }
 
-  /// Every quantization and every level of instructions has a file of its own.
+  /// Every quantization, every format of the output layer and every level of instructions has a file of its own.
   @Test func settingsDoNotShareFiles() throws {
     let (directory, cache) = (try TemporaryDirectory(), try TemporaryDirectory())
     try Self.writeCheckpoint(directory, seed: 6)
@@ -107,6 +108,22 @@ struct PackedCacheTests {
     #expect(Self.files(cache.path + "/a/b").count == Self.formats.count)
     for quantization in Self.formats {
       #expect(Self.isMapped(try Self.load(directory.path, location, quantization: quantization).description))
+    }
+    // What auto comes to is what counts.
+    for quantization in [WeightQuantization.int8, .codes(.int4)] {
+      let plain = try Self.load(directory.path, nil, quantization: quantization, outputLayer: .dense)
+      for isMapped in [false, true] {
+        let dense = try Self.load(directory.path, location, quantization: quantization, outputLayer: .dense)
+        #expect(Self.isMapped(dense.description) == isMapped)
+        #expect(dense.description.outputDtype == "bfloat16" && dense.logits == plain.logits)
+      }
+      let named = try Self.load(directory.path, location, quantization: quantization, outputLayer: .int8)
+      #expect(Self.isMapped(named.description) && named.description.outputDtype == "int8")
+      #expect(named.logits != plain.logits)
+    }
+    for isMapped in [false, true] {
+      let stored = try Self.load(directory.path, location, outputLayer: .int8).description
+      #expect(Self.isMapped(stored) == isMapped && stored.outputDtype == "int8")
     }
     #expect(!Self.isMapped(try Self.load(directory.path, location, dtype: .float32).description))
     if InstructionSet.supported.count > 1 {

@@ -15,6 +15,9 @@ import Testing
         ("int8-group", 0.05, 0.9, { $0.quantization = .codes(.int8) }),
         ("fp8", 0.1, 0.85, { $0.quantization = .codes(.float8) }),
         ("int4", 1, 0.5, { $0.quantization = .codes(.int4) }),
+        ("output layer int8", 0.01, 0.95, { $0.outputLayer = .int8 }),
+        ("int8, output layer dense", 0.05, 0.9, { ($0.quantization, $0.outputLayer) = (.int8, .dense) }),
+        ("int4, output layer dense", 1, 0.5, { ($0.quantization, $0.outputLayer) = (.codes(.int4), .dense) }),
         ("K/V int8", 0.05, 0.9, { $0.kvDType = .int8 }),
         ("K/V fp8", 0.1, 0.85, { $0.kvDType = .float8 }),
       ]

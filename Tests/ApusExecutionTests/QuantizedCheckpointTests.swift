@@ -488,10 +488,16 @@ struct QuantizedModelTests {
         #expect(Set(found[0]).count > 30)
         #expect(description.dtype == (dtype ?? .bfloat16).name)
       }
-      // As it is stored: the same up to the rounding of activations.
+      // As it is stored: the same up to the rounding of activations. The output layer's plain numbers are rounded on request
+      // only.
       var options = ModelOptions(path: quantized.path)
       options.kvCacheBytes = 1 << 20
+      options.outputLayer = .int8
+      let roundedFormat = try ModelLoader.load(options, backend: backend).steps.model.outputFormat
+      #expect(roundedFormat == .int8PerChannel, "\(method.name)")
+      options.outputLayer = .auto
       let loaded = try ModelLoader.load(options, backend: backend)
+      #expect(loaded.steps.model.outputFormat == .dense(.bfloat16), "\(method.name)")
       options.quantization = .dense
       let plainModel = try ModelLoader.load(options, backend: backend)
       let found = try loaded.steps.promptLogits(prompt, positions: [0, 4, 8]).flatMap { $0 }

@@ -15,6 +15,9 @@ struct BenchQuality: AsyncParsableCommand {
       each format. Reported are the mean and the 99th percentile of the Kullback-Leibler divergence per token (0 where \
       nothing changed), how often both find the same token most likely, and the text's perplexity.
 
+      int8, int8-group, fp8 and int4 have their output layer in int8, as --quantization has by default; with -dense-output \
+      behind their names it stays in float32. output-int8 rounds the output layer alone.
+
       The text is a file (--text), or else the conversations of the questions beside the weights (evaluation.jsonl), which \
       the demo model has.
 
@@ -28,6 +31,11 @@ struct BenchQuality: AsyncParsableCommand {
   enum Format: String, ExpressibleByArgument, CaseIterable {
     case stored, bfloat16, float16, int8, fp8, int4
     case int8Group = "int8-group"
+    case outputInt8 = "output-int8"
+    case int8DenseOutput = "int8-dense-output"
+    case int8GroupDenseOutput = "int8-group-dense-output"
+    case fp8DenseOutput = "fp8-dense-output"
+    case int4DenseOutput = "int4-dense-output"
     case kvBfloat16 = "kv-bfloat16"
     case kvInt8 = "kv-int8"
     case kvFp8 = "kv-fp8"
@@ -38,14 +46,16 @@ struct BenchQuality: AsyncParsableCommand {
       case .stored: (configuration.dtype, configuration.quantization) = (.auto, nil)
       case .bfloat16: configuration.dtype = .bfloat16
       case .float16: configuration.dtype = .float16
-      case .int8: configuration.quantization = .int8
-      case .int8Group: configuration.quantization = .int8Group
-      case .fp8: configuration.quantization = .fp8
-      case .int4: configuration.quantization = .int4
+      case .int8, .int8DenseOutput: configuration.quantization = .int8
+      case .int8Group, .int8GroupDenseOutput: configuration.quantization = .int8Group
+      case .fp8, .fp8DenseOutput: configuration.quantization = .fp8
+      case .int4, .int4DenseOutput: configuration.quantization = .int4
+      case .outputInt8: configuration.outputLayerQuantization = .int8
       case .kvBfloat16: configuration.kvCacheDtype = .bfloat16
       case .kvInt8: configuration.kvCacheDtype = .int8
       case .kvFp8: configuration.kvCacheDtype = .fp8
       }
+      if rawValue.hasSuffix("-dense-output") { configuration.outputLayerQuantization = .dense }
     }
   }
 
@@ -68,7 +78,9 @@ struct BenchQuality: AsyncParsableCommand {
   func validate() throws {
     if tokens < 1 { throw ValidationError("--tokens must be at least 1, got \(tokens).") }
     if context < 2 { throw ValidationError("--context must be at least 2, got \(context).") }
-    if engine.quantization != nil || engine.dtype != .auto || engine.kvCacheDtype != .auto {
+    if engine.quantization != nil || engine.outputLayerQuantization != .auto || engine.dtype != .auto
+      || engine.kvCacheDtype != .auto
+    {
       throw ValidationError("Name what is to be measured with --format; the reference is float32.")
     }
   }
@@ -183,7 +195,7 @@ struct BenchQuality: AsyncParsableCommand {
         "kl_median": .double(nats.median), "kl_p99": .double(nats.p99), "kl_max": .double(nats.maximum),
         "agreement": .double(divergence.agreement), "perplexity": .double(divergence.perplexity),
         "reference_perplexity": .double(divergence.referencePerplexity),
-        "weight_bytes": .int(Int64(description.weightBytes)),
+        "weight_bytes": .int(Int64(description.weightBytes)), "output_dtype": .string(description.outputDtype),
         "regrouped_layers": .int(Int64(description.regroupedLayers)),
       ]
     }
@@ -195,13 +207,15 @@ struct BenchQuality: AsyncParsableCommand {
         "\(fixed(divergence.agreement * 100, 2))%", fixed(divergence.perplexity, 3),
         fixed(divergence.perplexity / divergence.referencePerplexity, 4), "\(description.regroupedLayers)",
       ]
-      return format.rawValue.padded(14) + zip(columns, BenchQuality.widths).map { $0.aligned($1) }.joined()
+      return format.rawValue.padded(BenchQuality.nameWidth)
+        + zip(columns, BenchQuality.widths).map { $0.aligned($1) }.joined()
     }
   }
 
+  private static let nameWidth = 24
   private static let widths = [12, 11, 11, 12, 12, 10, 11]
   private static let header =
-    "Format".padded(14)
+    "Format".padded(nameWidth)
     + zip(["weights", "KL mean", "KL p99", "same first", "perplexity", "ratio", "regrouped"], widths)
     .map { $0.aligned($1) }.joined()
 }

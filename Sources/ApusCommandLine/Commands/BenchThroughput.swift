@@ -65,7 +65,9 @@ struct BenchThroughput: AsyncParsableCommand {
     let memory = try CPUBackend.hostMemory(byteCount: 256 << 20)
     memset(memory.address, 1, memory.byteCount)
     if !options.quiet {
-      Terminal.output.line("\(model.architecture), \(model.dtype), \(byteSize(model.weightBytes)), \(backend.name)")
+      Terminal.output.line(
+        "\(model.architecture), \(model.dtype), output layer \(model.outputDtype), \(byteSize(model.weightBytes)), "
+          + backend.name)
       Terminal.output.line(Measurement.header)
     }
     var results: [Measurement] = []
@@ -122,7 +124,8 @@ struct BenchThroughput: AsyncParsableCommand {
       results,
       [
         ("architecture", .string(model.architecture)), ("dtype", .string(model.dtype)),
-        ("kv_dtype", .string(model.kvDtype)), ("weight_bytes", .int(Int64(model.weightBytes))),
+        ("output_dtype", .string(model.outputDtype)), ("kv_dtype", .string(model.kvDtype)),
+        ("weight_bytes", .int(Int64(model.weightBytes))),
         ("backend", .string(backend.name)), ("samples", .int(Int64(options.samples))),
       ])
   }

@@ -48,6 +48,7 @@ extension EngineOptions {
     configuration.loadFormat = loadFormat
     configuration.dtype = dtype
     configuration.quantization = quantization
+    configuration.outputLayerQuantization = outputLayerQuantization
     configuration.packedCache = packedCache.map { $0 == "beside" ? .besideCheckpoint : .directory($0) }
     configuration.kvCacheDtype = kvCacheDtype
     configuration.contextLength = contextLength

@@ -6,6 +6,7 @@ public import ArgumentParser
 extension EngineConfiguration.ElementType: ExpressibleByArgument {}
 extension EngineConfiguration.CacheType: ExpressibleByArgument {}
 extension EngineConfiguration.Quantization: ExpressibleByArgument {}
+extension EngineConfiguration.OutputLayerQuantization: ExpressibleByArgument {}
 extension EngineConfiguration.LoadFormat: ExpressibleByArgument {}
 extension EngineConfiguration.ExpertRecorderMode: ExpressibleByArgument {}
 extension EngineConfiguration.ExpertDispatch: ExpressibleByArgument {}
@@ -48,6 +49,13 @@ struct EngineOptions: ParsableArguments {
       "Quantises weights while loading: int8 has a scale per output, int8-group and int4 one per 32 inputs, fp8 one per "
         + "128. dense dequantises. Default: what the checkpoint stores quantised stays so."))
   var quantization: EngineConfiguration.Quantization?
+
+  @Option(
+    help: ArgumentHelp(
+      "The output layer's format: auto is int8 where --quantization rounds the other layers, and as stored otherwise; "
+        + "dense keeps it in plain numbers.",
+      valueName: "format"))
+  var outputLayerQuantization = standard.outputLayerQuantization
 
   @Option(
     help: ArgumentHelp(

@@ -108,7 +108,7 @@ public final class EncoderModel: @unchecked Sendable {
         weight: try loader.columnParallel(parts, inputs: inputs, rank: 0, ranks: 1),
         bias: try loader.bias(parts, rank: 0, ranks: 1))
     }
-    /// Heads stay dense, as decoders' output layers do.
+    /// Heads stay dense: they are computed once for each text, and what they lose goes straight into scores.
     func plain(_ part: WeightLoader.Part) throws(EngineError) -> Dense {
       Dense(
         weight: try loader.replicated(part, inputs: h), bias: try loader.bias([part], rank: 0, ranks: 1))

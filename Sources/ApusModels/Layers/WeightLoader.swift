@@ -3,10 +3,8 @@ public import ApusCore
 public import ApusTensors
 import Glibc
 
-/// What becomes of linear layers while they are loaded.
-///
-/// Where layers are rounded, the output layer is not among them: its rounding goes straight into the order of the most
-/// likely tokens, with no later layer to even it out. Neither is the embedding table.
+/// What becomes of linear layers while they are loaded. `OutputLayerQuantization` says what becomes of the last one; the
+/// embedding table stays as it is.
 public enum WeightQuantization: Sendable, Equatable {
   /// What the checkpoint stores quantised stays so where there are kernels for it; all else becomes plain numbers.
   case stored
@@ -19,17 +17,43 @@ public enum WeightQuantization: Sendable, Equatable {
   case codes(CodeLayout)
 }
 
+/// What becomes of the output layer, which turns hidden states into logits. It is rounded less than other layers: what it loses
+/// goes straight into the order of the most likely tokens, with no later layer to even it out.
+public enum OutputLayerQuantization: Sendable, Equatable {
+  /// int8 where linear layers are rounded while they are loaded, to whatever format; as the checkpoint has it elsewhere.
+  case auto
+  /// int8 with a scale for each output; in groups of 32 where that would round too coarsely
+  /// (`WeightLoader.int8ErrorBound`). What is stored quantised and is to stay so does.
+  case int8
+  /// Plain numbers.
+  case dense
+}
+
 /// How weights are stored once loaded.
 public struct WeightOptions: Sendable, Equatable {
   /// The format of plain numbers; `nil` keeps the checkpoint's.
   public var dtype: DType?
   /// The format of linear layers.
   public var quantization: WeightQuantization
+  /// The format of the output layer, tied to the embedding table or not, and of those that draft models have of their own.
+  public var outputLayer: OutputLayerQuantization
 
   /// Describes storage.
-  public init(dtype: DType? = nil, quantization: WeightQuantization = .stored) {
+  public init(
+    dtype: DType? = nil, quantization: WeightQuantization = .stored, outputLayer: OutputLayerQuantization = .auto
+  ) {
     self.dtype = dtype
     self.quantization = quantization
+    self.outputLayer = outputLayer
+  }
+
+  /// What `outputLayer` comes to; `.auto` only where the checkpoint decides.
+  package var effectiveOutputLayer: OutputLayerQuantization {
+    switch (outputLayer, quantization) {
+    case (.auto, .int8), (.auto, .codes): .int8
+    case (.auto, .dense): .dense
+    default: outputLayer
+    }
   }
 }
 
@@ -45,6 +69,11 @@ public final class WeightLoader {
   /// Where experts lie and how rows reach them.
   let experts: ExpertOptions
   private let layerFormat: WeightFormat
+  /// The format of an output layer that is stored as plain numbers.
+  private let outputFormat: WeightFormat
+  /// Whether an output layer that the checkpoint stores quantised is taken as it is, and whether its int8 weights are.
+  private let keepsStoredOutput: Bool
+  private let takesInt8Output: Bool
   /// Whether what the checkpoint stores quantised is taken as it is.
   private let keepsStored: Bool
   /// Whether int8 weights of the checkpoint with a scale for each output are.
@@ -92,6 +121,10 @@ public final class WeightLoader {
       }
     keepsStored = options.quantization == .stored
     takesInt8 = options.quantization == .int8 || (keepsStored && options.dtype == nil)
+    let outputLayer = options.effectiveOutputLayer
+    outputFormat = outputLayer == .int8 ? .int8PerChannel : .dense(dtype)
+    keepsStoredOutput = keepsStored && outputLayer != .dense
+    takesInt8Output = outputLayer == .int8 || (outputLayer == .auto && takesInt8)
     self.progress = progress
     total = store.byteCount > 0 ? store.byteCount : expectedBytes
   }
@@ -112,7 +145,7 @@ public final class WeightLoader {
       source.rows = rows.count
       return source
     }
-    if let sources = try int8(parts, inputs: inputs) {
+    if takesInt8, let sources = try int8(parts, inputs: inputs) {
       return try pack(zip(parts, sources).map { share($0, $1) }, format: .int8PerChannel)
     }
     var sources: [WeightSource] = []
@@ -126,7 +159,7 @@ public final class WeightLoader {
   /// Loads a matrix [outputs, inputs] of which this rank holds its share of the inputs; the ranks' results add up.
   public func rowParallel(_ part: Part, inputs: Int, rank: Int, ranks: Int) throws(EngineError) -> any LinearWeight {
     if ranks == 1, let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
-    let integers = try int8([part], inputs: inputs)?.first
+    let integers = takesInt8 ? try int8([part], inputs: inputs)?.first : nil
     let layerFormat = integers == nil ? layerFormat : .int8PerChannel
     let source =
       if let integers { integers } else {
@@ -157,6 +190,35 @@ public final class WeightLoader {
     if let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
     return try pack(
       [try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)], format: .dense(dtype))
+  }
+
+  /// Loads an output layer of its own, [vocabulary, hidden], in the format that the options say.
+  func outputLayer(_ part: Part, inputs: Int) throws(EngineError) -> any LinearWeight {
+    if keepsStoredOutput, let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1) { return weight }
+    if takesInt8Output, let sources = try int8([part], inputs: inputs) {
+      return try pack(sources, format: .int8PerChannel)
+    }
+    return try pack(
+      [try store.load(part.name + ".weight", shape: [part.outputs, inputs], role: .matrix)], format: outputFormat)
+  }
+
+  /// Packs an output layer that is the embedding table, in the format that the options say.
+  /// - Parameters:
+  ///   - part: the table's name and rows.
+  ///   - table: the table where it has been loaded as plain numbers.
+  func tiedOutputLayer(_ part: Part, inputs: Int, table: Tensor?) throws(EngineError) -> any LinearWeight {
+    if keepsStoredOutput, let weight = try stored([part], inputs: inputs, rank: 0, ranks: 1, isReported: false) {
+      return weight
+    }
+    if takesInt8Output, let sources = try int8([part], inputs: inputs) {
+      return try pack(sources, format: .int8PerChannel, isReported: false)
+    }
+    let table = if let table { table } else { try embedding(part.name, rows: part.outputs, columns: inputs) }
+    return try pack(
+      [
+        WeightSource(
+          address: table.pointer, dtype: table.dtype, rows: table.rows, columns: table.columns, owner: table.memory)
+      ], format: outputFormat, isReported: false)
   }
 
   /// Loads biases side by side as one float32 row; this rank's share of each.
@@ -226,28 +288,8 @@ public final class WeightLoader {
     return ({ tokens, count, out in backend.embed(table: table, tokens: tokens, count: count, out: out) }, table)
   }
 
-  /// Packs an output layer that is an embedding table which is stored quantised.
-  /// - Returns: `nil` if it is not.
-  public func tiedOutput(_ name: String, rows: Int, columns: Int) throws(EngineError) -> (any LinearWeight)? {
-    try stored([(name, rows)], inputs: columns, rank: 0, ranks: 1, isReported: false)
-  }
-
-  /// Packs an output layer that is the embedding table.
-  public func tiedOutput(_ table: Tensor) throws(EngineError) -> any LinearWeight {
-    let weight = try packed(outputs: table.rows, inputs: table.columns) { () throws(EngineError) in
-      try backend.packLinear(
-        [
-          WeightSource(
-            address: table.pointer, dtype: table.dtype, rows: table.rows, columns: table.columns, owner: table.memory)
-        ], format: .dense(dtype))
-    }
-    packedBytes += weight.byteCount
-    return weight
-  }
-
   /// The integers and scales of matrices that the checkpoint stores in the engine's int8 format; `nil` unless all are.
   private func int8(_ parts: [Part], inputs: Int) throws(EngineError) -> [WeightSource]? {
-    guard takesInt8 else { return nil }
     var sources: [WeightSource] = []
     for part in parts {
       guard let source = try store.loadInt8(part.name + ".weight", shape: [part.outputs, inputs]) else { return nil }
@@ -324,7 +366,9 @@ public final class WeightLoader {
     try pack([source], format: .dense(dtype))
   }
 
-  private func pack(_ sources: [WeightSource], format: WeightFormat) throws(EngineError) -> any LinearWeight {
+  private func pack(
+    _ sources: [WeightSource], format: WeightFormat, isReported: Bool = true
+  ) throws(EngineError) -> any LinearWeight {
     let outputs = sources.reduce(0) { $0 + $1.rows }
     let weight = try packed(outputs: outputs, inputs: sources[0].columns) { () throws(EngineError) in
       let weight = try backend.packLinear(sources, format: format)
@@ -334,7 +378,7 @@ public final class WeightLoader {
     if weight.format != format { regroupedLayers += 1 }
     packedBytes += weight.byteCount
     if firstFormat == nil { firstFormat = weight.format }
-    for source in sources { report(source) }
+    if isReported { for source in sources { report(source) } }
     return weight
   }
 
