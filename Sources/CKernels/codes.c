@@ -692,6 +692,8 @@ APUS_INLINE void FN(codes_dot)(
     APUS_UNROLL for (int i = 0; i < rows; i++) s[i] = __builtin_bit_cast(BYTES, sums[i][v]);
     APUS_UNROLL for (int u = first; u < first + count; u += 4) {
       APUS_UNROLL for (int p = 0; p < 4; p++) {
+        // Left alone, the compiler unpacks all quarters at once, for which there are not enough registers.
+        __asm__ volatile("" : : : "memory");
         uint8x16_t code[4];
         APUS_UNROLL for (int n = 0; n < 4; n++) {
           code[n] = FN(codes_quarter)(c, class, w + v * c->vector_bytes, u + n, p);
