@@ -2,7 +2,8 @@ internal import ApusCore
 internal import CKernels
 internal import Glibc
 
-/// Levels of instruction sets for which the CPU kernels are compiled, each containing the ones before it.
+/// Levels of instruction sets for which the CPU kernels are compiled, each containing those before it that its
+/// architecture has.
 ///
 /// Results at different levels differ in rounding; at one level they are the same on every machine.
 public enum InstructionSet: Int, Sendable, CaseIterable, Comparable {
@@ -14,6 +15,10 @@ public enum InstructionSet: Int, Sendable, CaseIterable, Comparable {
   case avx512 = 2
   /// AVX-512 with the dot products of bfloat16 (BF16) and int8 (VNNI).
   case avx512bf16 = 3
+  /// NEON with dot products of int8 (FEAT_DotProd).
+  case neonDot = 4
+  /// NEON with products of int8 matrices too (FEAT_I8MM).
+  case neonI8MM = 5
 
   /// The name in messages and in the environment variable `APUS_ISA`.
   public var name: String {
@@ -22,6 +27,8 @@ public enum InstructionSet: Int, Sendable, CaseIterable, Comparable {
     case .avx2: "avx2"
     case .avx512: "avx512"
     case .avx512bf16: "avx512-bf16"
+    case .neonDot: "neon-dot"
+    case .neonI8MM: "neon-i8mm"
     }
   }
 

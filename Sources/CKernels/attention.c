@@ -800,7 +800,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
     break;
 // One row alone has few sums; several vectors keep the multipliers busy while a sum waits for itself.
 #undef APUS_VECTORS
-#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_LEVEL > 0 ? 4 : MANY)
+#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_TILE_VECTORS(1) == 4 ? 4 : MANY)
 #undef APUS_SCORE_CASE
 #define APUS_SCORE_CASE(FORMAT, N) APUS_SCORES(FORMAT, N, 0)
 #undef APUS_SCORE_CASE_FETCH

@@ -150,6 +150,35 @@ APUS_INLINE double FN(products_of)(apus_product product, int64_t rounds) {
     }
   }
   return (double)rounds * chains * (product == APUS_PRODUCT_CODES ? 64 : 32);
+#elif defined(__aarch64__)
+  enum { chains = 16 };
+  if (APUS_NEON && product != APUS_PRODUCT_FLOAT32 && product != APUS_PRODUCT_BFLOAT16) {
+#if APUS_NEON
+    int32x4_t sums[chains];
+    int8x16_t x = vdupq_n_s8(1), w = vdupq_n_s8(2);
+    for (int i = 0; i < chains; i++) sums[i] = vdupq_n_s32(1);
+    for (int64_t r = 0; r < rounds; r++) {
+      APUS_UNROLL for (int i = 0; i < chains; i++) {
+#if APUS_NEON == 2
+        sums[i] = vmmlaq_s32(sums[i], x, w);
+#else
+        sums[i] = vdotq_s32(sums[i], x, w);
+#endif
+        __asm__ volatile("" : "+w"(sums[i]));
+      }
+    }
+    return (double)rounds * chains * (APUS_NEON == 2 ? 64 : 32);
+#endif
+  }
+  float32x4_t sums[chains], x = vdupq_n_f32(1), w = vdupq_n_f32(0.5f);
+  for (int i = 0; i < chains; i++) sums[i] = x;
+  for (int64_t r = 0; r < rounds; r++) {
+    APUS_UNROLL for (int i = 0; i < chains; i++) {
+      sums[i] = vfmaq_f32(x, sums[i], w);
+      __asm__ volatile("" : "+w"(sums[i]));
+    }
+  }
+  return (double)rounds * chains * 8;
 #else
   // Products of the portable form are what the compiler makes of them; four chains of sixteen lanes.
   enum { chains = 4 };

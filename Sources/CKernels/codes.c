@@ -357,7 +357,7 @@ static void codes_task(void *argument, int chunk, int thread) {
 
 // Whether rows of x are laid out for products of 16 bits.
 static int is_wide(const apus_context *context, codes_class class) {
-  return context->isa < APUS_ISA_AVX512_BF16
+  return !apus_has_int8_units(context->isa)
       && (context->isa == APUS_ISA_PORTABLE || class == class_8 || class == class_4_levels);
 }
 
@@ -365,7 +365,7 @@ void apus_codes_run(
     apus_context *context, const apus_codes *codes, const float *x, int64_t x_stride, int64_t rows, const float *bias,
     float *out, int64_t out_stride) {
   int64_t unit_words = is_wide(context, codes->class) ? 2 : 1;
-  if (codes->class == class_float8) unit_words = context->isa < APUS_ISA_AVX512_BF16 ? 4 : 2;
+  if (codes->class == class_float8) unit_words = apus_has_bfloat16_units(context->isa) ? 2 : 4;
   int64_t stride = apus_round_up(codes->subs * 8 * unit_words, 16);
   // An odd number of cache lines between rows spreads a tile's rows over the cache's sets.
   if (stride / 16 % 2 == 0) stride += 16;
@@ -409,6 +409,14 @@ void apus_codes_run(
 
 #include "tile.h"
 
+// Whether rows of x are laid out for products of 16 bits.
+#undef CODES_WIDE
+#define CODES_WIDE(CLASS) \
+  (APUS_LEVEL < 3 && !APUS_NEON && (APUS_LEVEL == 0 || (CLASS) == class_8 || (CLASS) == class_4_levels))
+// Whether codes are taken as signed bytes, 128 less than they are: NEON's dot products know no others.
+#undef CODES_SIGNED
+#define CODES_SIGNED(CLASS) (APUS_NEON == 1 && ((CLASS) == class_8 || (CLASS) == class_4_levels))
+
 // MARK: Rows of x
 
 // Rounds a row of x to int8 block by block, or to bfloat16 for float8 weights. Inputs beyond the last are zero.
@@ -417,7 +425,8 @@ static void FN(codes_prepare)(const codes_call *a, int64_t row) {
   const float *from = a->input + row * a->input_stride;
   uint32_t *x = a->x + row * a->x_stride;
   int64_t length = c->layout.block;
-  int wide = APUS_LEVEL < 3 && (APUS_LEVEL == 0 || c->class == class_8 || c->class == class_4_levels);
+  int wide = CODES_WIDE(c->class);
+  int32_t offset = c->layout.offset - (CODES_SIGNED(c->class) ? 128 : 0);
   for (int64_t b = 0; b < c->blocks; b++) {
     float numbers[256];
     int64_t count = apus_min(length, c->inputs - b * length), padded = subs_of_block(c, b) * codes_sub;
@@ -481,7 +490,7 @@ static void FN(codes_prepare)(const codes_call *a, int64_t row) {
       __attribute__((ext_vector_type(2))) int32_t s2 = s4.lo + s4.hi;
       sum += s2.x + s2.y;
       if ((i + 16) % group == 0 || i + 16 == padded) {
-        starts[i / group] = -c->layout.offset * sum;
+        starts[i / group] = -offset * sum;
         sums[i / group] = (float)sum;
         sum = 0;
       }
@@ -500,6 +509,8 @@ typedef struct {
   __m256i part[2];
 #elif APUS_LEVEL >= 2
   __m512i part[1];
+#elif APUS_NEON
+  int32x4_t part[4];
 #else
   vi part[1];
 #endif
@@ -517,6 +528,10 @@ typedef struct {
 #define CODES_VECTORS_ONE 4
 #define CODES_VECTORS_MANY 2
 #elif APUS_LEVEL == 1
+#define CODES_ROWS 6
+#define CODES_VECTORS_ONE 2
+#define CODES_VECTORS_MANY 1
+#elif APUS_NEON
 #define CODES_ROWS 6
 #define CODES_VECTORS_ONE 2
 #define CODES_VECTORS_MANY 1
@@ -596,6 +611,67 @@ APUS_INLINE vi FN(step_wide)(vi sum, vu w, const uint32_t *x) {
 #endif
 }
 
+#if APUS_NEON
+// The codes of unit `u` of a vector, for outputs 4p..<4p + 4.
+APUS_INLINE uint8x16_t FN(codes_quarter)(const apus_codes *c, codes_class class, const uint8_t *w, int u, int p) {
+  uint8x16_t codes = vld1q_u8(w + (class == class_8 ? u : u / 2) * 64 + p * 16);
+  if (class != class_8) codes = u % 2 == 0 ? codes & 15 : codes >> 4;
+  if (class == class_5) {
+    uint8x16_t high = vld1q_u8(w + 256 + p * 16);
+    codes |= (u < 4 ? high << (4 - u) : high >> (u - 4)) & 0x10;
+  } else if (class == class_6) {
+    uint8x16_t high = vld1q_u8(w + 256 + u / 4 * 64 + p * 16);
+    int shift = 4 - u % 4 * 2;
+    codes |= (shift >= 0 ? high << shift : high >> -shift) & 0x30;
+  } else if (class == class_4_levels || class == class_4_small) {
+    codes = vqtbl1q_u8(vld1q_u8(c->levels), codes);
+  }
+  return CODES_SIGNED(class) ? codes ^ 0x80 : codes;
+}
+
+#undef CODES_DOT_LANE
+#if APUS_NEON == 2
+#define CODES_DOT_LANE(N) sum = vusdotq_laneq_s32(sum, code[N], value, N);
+#else
+#define CODES_DOT_LANE(N) sum = vdotq_laneq_s32(sum, vreinterpretq_s8_u8(code[N]), value, N);
+#endif
+#endif
+
+// Rows of a tile whose sums lie in pairs, zipped, where there are products of matrices: in the first row's place those of
+// a quarter's first two outputs, in the second row's those of the other two.
+#undef CODES_PAIRED
+#define CODES_PAIRED(ROWS) (APUS_NEON == 2 ? (ROWS) / 2 * 2 : 0)
+
+// Where the sums of row `i` begin; rows' starts lie `stride` numbers apart.
+APUS_INLINE vi FN(codes_begin)(const int32_t *starts, int64_t stride, int rows, int i) {
+#if APUS_NEON == 2
+  if (i < CODES_PAIRED(rows)) {
+    int32_t a = starts[i / 2 * 2 * stride], b = starts[(i / 2 * 2 + 1) * stride];
+    return (vi){a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b};
+  }
+#endif
+  (void)rows;
+  return (vi)starts[i * stride];
+}
+
+// Sums that lie in pairs, row by row.
+APUS_INLINE void FN(codes_end)(int rows, int vectors, vi (*sums)[CODES_VECTORS_ONE]) {
+#if APUS_NEON == 2
+  APUS_UNROLL for (int i = 0; i < CODES_PAIRED(rows); i += 2) {
+    APUS_UNROLL for (int v = 0; v < vectors; v++) {
+      BYTES low = __builtin_bit_cast(BYTES, sums[i][v]), high = __builtin_bit_cast(BYTES, sums[i + 1][v]), a, b;
+      APUS_UNROLL for (int p = 0; p < 4; p++) {
+        a.part[p] = vuzp1q_s32(low.part[p], high.part[p]);
+        b.part[p] = vuzp2q_s32(low.part[p], high.part[p]);
+      }
+      sums[i][v] = __builtin_bit_cast(vi, a);
+      sums[i + 1][v] = __builtin_bit_cast(vi, b);
+    }
+  }
+#endif
+  (void)rows, (void)vectors, (void)sums;
+}
+
 // sums[i][v] += the products of units first..<first + count of a sub-block. All but the addresses are constants.
 APUS_INLINE void FN(codes_dot)(
     const apus_codes *c, codes_class class, int rows, int vectors, vi (*sums)[CODES_VECTORS_ONE], const uint32_t *x,
@@ -609,6 +685,46 @@ APUS_INLINE void FN(codes_dot)(
             (__m512i)sums[i][v], (__m512i)code, _mm512_set1_epi32((int)x[i * x_stride + u]));
       }
     }
+  }
+#elif APUS_NEON
+  APUS_UNROLL for (int v = 0; v < vectors; v++) {
+    BYTES s[CODES_ROWS];
+    APUS_UNROLL for (int i = 0; i < rows; i++) s[i] = __builtin_bit_cast(BYTES, sums[i][v]);
+    APUS_UNROLL for (int u = first; u < first + count; u += 4) {
+      APUS_UNROLL for (int p = 0; p < 4; p++) {
+        // Left alone, the compiler unpacks all quarters at once, for which there are not enough registers.
+        __asm__ volatile("" : : : "memory");
+        uint8x16_t code[4];
+        APUS_UNROLL for (int n = 0; n < 4; n++) {
+          code[n] = FN(codes_quarter)(c, class, w + v * c->vector_bytes, u + n, p);
+        }
+#if APUS_NEON == 2
+        // Two rows by two outputs, eight inputs at a time.
+        uint8x16_t low[2], high[2];
+        APUS_UNROLL for (int n = 0; n < 2; n++) {
+          uint32x4_t a = vreinterpretq_u32_u8(code[2 * n]), b = vreinterpretq_u32_u8(code[2 * n + 1]);
+          low[n] = vreinterpretq_u8_u32(vzip1q_u32(a, b));
+          high[n] = vreinterpretq_u8_u32(vzip2q_u32(a, b));
+        }
+        APUS_UNROLL for (int i = 0; i < CODES_PAIRED(rows); i += 2) {
+          uint64x2_t a = vreinterpretq_u64_u32(vld1q_u32(x + i * x_stride + u));
+          uint64x2_t b = vreinterpretq_u64_u32(vld1q_u32(x + (i + 1) * x_stride + u));
+          int8x16_t value[2] = {vreinterpretq_s8_u64(vzip1q_u64(a, b)), vreinterpretq_s8_u64(vzip2q_u64(a, b))};
+          APUS_UNROLL for (int n = 0; n < 2; n++) {
+            s[i].part[p] = vusmmlaq_s32(s[i].part[p], low[n], value[n]);
+            s[i + 1].part[p] = vusmmlaq_s32(s[i + 1].part[p], high[n], value[n]);
+          }
+        }
+#endif
+        APUS_UNROLL for (int i = CODES_PAIRED(rows); i < rows; i++) {
+          int8x16_t value = vreinterpretq_s8_u32(vld1q_u32(x + i * x_stride + u));
+          int32x4_t sum = s[i].part[p];
+          CODES_DOT_LANE(0) CODES_DOT_LANE(1) CODES_DOT_LANE(2) CODES_DOT_LANE(3)
+          s[i].part[p] = sum;
+        }
+      }
+    }
+    APUS_UNROLL for (int i = 0; i < rows; i++) sums[i][v] = __builtin_bit_cast(vi, s[i]);
   }
 #else
   if (APUS_LEVEL == 0 || class == class_8 || class == class_4_levels) {
@@ -701,7 +817,7 @@ APUS_INLINE void FN(codes_tile)(
     APUS_UNROLL for (int v = 0; v < 4; v++) total[i][v] = 0;
   }
   const uint32_t *x = a->x + row * a->x_stride;
-  const int64_t unit_words = APUS_LEVEL < 3 && (APUS_LEVEL == 0 || class == class_8 || class == class_4_levels) ? 2 : 1;
+  const int64_t unit_words = CODES_WIDE(class) ? 2 : 1;
   int64_t used = apus_min(4, apus_ceil_div(c->outputs - panel * codes_panel, 16));
   int64_t group_subs = layout->group >= layout->block ? layout->block / codes_sub : layout->group / codes_sub;
   for (int64_t b = 0; b < c->blocks; b++) {
@@ -719,14 +835,15 @@ APUS_INLINE void FN(codes_tile)(
       for (int64_t sub = 0; sub < subs;) {
         // One group of whole sub-blocks, or the two halves of a sub-block.
         int halves = (class == class_4 || class == class_6) && layout->group == 16;
+        const int32_t *starts = a->starts + row * c->groups + b * c->block_groups + group;
         APUS_UNROLL for (int i = 0; i < rows; i++) {
-          int32_t start = a->starts[(row + i) * c->groups + b * c->block_groups + group];
-          APUS_UNROLL for (int v = 0; v < vectors; v++) sums[0][i][v] = (vi)start;
+          vi start = FN(codes_begin)(starts, c->groups, rows, i);
+          APUS_UNROLL for (int v = 0; v < vectors; v++) sums[0][i][v] = start;
         }
         if (halves) {
           APUS_UNROLL for (int i = 0; i < rows; i++) {
-            int32_t start = a->starts[(row + i) * c->groups + b * c->block_groups + group + 1];
-            APUS_UNROLL for (int v = 0; v < vectors; v++) sums[1][i][v] = (vi)start;
+            vi start = FN(codes_begin)(starts + 1, c->groups, rows, i);
+            APUS_UNROLL for (int v = 0; v < vectors; v++) sums[1][i][v] = start;
           }
           FN(codes_dot)(
               c, class, rows, vectors, sums[0], block_x + sub * 8 * unit_words, a->x_stride, w + sub * c->sub_bytes, 0,
@@ -754,6 +871,7 @@ APUS_INLINE void FN(codes_tile)(
           }
         }
         for (int half = 0; half <= halves; half++, group++) {
+          FN(codes_end)(rows, vectors, sums[half]);
           int64_t top = layout->has_factors ? 0 : group;
           APUS_UNROLL for (int v = 0; v < vectors; v++) {
             int64_t lane = (v0 + v) * 16;

@@ -10,6 +10,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+// Of <asm/hwcap.h>, which may be older than the processor.
+enum { hwcap_asimddp = 1 << 20, hwcap2_i8mm = 1 << 13 };
+#endif
+
 int apus_isa_supported(apus_isa isa) {
 #if defined(__x86_64__)
   // The compiler's run-time checks the operating system's support for the registers too (XCR0).
@@ -28,15 +34,28 @@ int apus_isa_supported(apus_isa isa) {
     case APUS_ISA_AVX512_BF16:
       return apus_isa_supported(APUS_ISA_AVX512) && __builtin_cpu_supports("avx512bf16")
           && __builtin_cpu_supports("avx512vnni");
+    default:
+      return 0;
   }
-  return 0;
+#elif defined(__aarch64__) && defined(__linux__)
+  // The kernel reports what it and the processor support.
+  switch (isa) {
+    case APUS_ISA_PORTABLE:
+      return 1;
+    case APUS_ISA_NEON_DOT:
+      return (getauxval(AT_HWCAP) & hwcap_asimddp) != 0;
+    case APUS_ISA_NEON_I8MM:
+      return apus_isa_supported(APUS_ISA_NEON_DOT) && (getauxval(AT_HWCAP2) & hwcap2_i8mm) != 0;
+    default:
+      return 0;
+  }
 #else
   return isa == APUS_ISA_PORTABLE;
 #endif
 }
 
 apus_isa apus_isa_best(void) {
-  for (int isa = APUS_ISA_AVX512_BF16; isa > APUS_ISA_PORTABLE; isa--) {
+  for (int isa = APUS_ISAS - 1; isa > APUS_ISA_PORTABLE; isa--) {
     if (apus_isa_supported((apus_isa)isa)) return (apus_isa)isa;
   }
   return APUS_ISA_PORTABLE;

@@ -12,6 +12,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // Vectors wider than a level's registers are passed only to functions that are always inlined, so there is no ABI
@@ -43,9 +45,16 @@ typedef uint16_t vh_at __attribute__((ext_vector_type(16), aligned(1), may_alias
 // A function at every level, to be indexed by apus_isa.
 #if defined(__x86_64__)
 #define APUS_LEVELS(name) {name##_portable, name##_avx2, name##_avx512, name##_avx512_bf16}
+#elif defined(__aarch64__)
+#define APUS_LEVELS(name) \
+  {name##_portable, name##_portable, name##_portable, name##_portable, name##_neon_dot, name##_neon_i8mm}
 #else
-#define APUS_LEVELS(name) {name##_portable, name##_portable, name##_portable, name##_portable}
+#define APUS_LEVELS(name) {name##_portable}
 #endif
+
+// Whether a level's instructions take four int8 numbers of a row of x, or two bfloat16 ones, as they are.
+APUS_INLINE int apus_has_int8_units(apus_isa isa) { return isa >= APUS_ISA_AVX512_BF16; }
+APUS_INLINE int apus_has_bfloat16_units(apus_isa isa) { return isa == APUS_ISA_AVX512_BF16; }
 
 typedef struct apus_pool apus_pool;
 
@@ -91,8 +100,13 @@ APUS_INLINE int64_t apus_grain(const apus_context *context, int64_t count, int64
   return apus_max(1, apus_max(least, balanced));
 }
 
-// Fully unrolls the loop that follows: its counters are constants once the function is inlined.
+// Fully unrolls the loop that follows: its counters are constants once the function is inlined. Checks that care for
+// the time of compilation define APUS_COMPACT.
+#ifdef APUS_COMPACT
+#define APUS_UNROLL _Pragma("clang loop unroll(disable)")
+#else
 #define APUS_UNROLL _Pragma("clang loop unroll(full)")
+#endif
 
 APUS_INLINE size_t apus_dtype_bytes(apus_dtype dtype) {
   return dtype == APUS_FLOAT32 ? 4 : dtype == APUS_INT8 || dtype == APUS_FLOAT8 ? 1 : 2;

@@ -356,7 +356,8 @@ void apus_linear_run(
       || (weight->format == APUS_FLOAT16 && weight->inputs % 2 != 0);
   if (copies) {
     // An odd number of cache lines between rows spreads a tile's rows over the cache's sets.
-    int is_wide = weight->format == APUS_FLOAT16 || context->isa < APUS_ISA_AVX512_BF16;
+    int is_wide = weight->format == APUS_INT8 ? !apus_has_int8_units(context->isa)
+        : weight->format == APUS_FLOAT16 || !apus_has_bfloat16_units(context->isa);
     int64_t words = is_wide ? 2 * weight->units : weight->units;
     int64_t stride = apus_round_up(words, 16);
     if (stride / 16 % 2 == 0) stride += 16;
@@ -392,7 +393,7 @@ void apus_linear_run(
 
 // MARK: Rows of x
 
-// Rounds to int8 and biases by 128, or rounds to bfloat16, or copies; zero beyond the last input.
+// Rounds to int8 and biases by 128 (but for NEON), or rounds to bfloat16, or copies; zero beyond the last input.
 static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int64_t last_row) {
   int64_t inputs = a->weight->inputs;
   int64_t whole = inputs & ~(int64_t)15;
@@ -432,7 +433,7 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
       if (!(factor <= 3.0e38f)) factor = 0;
       a->scales[r] = factor > 0 ? largest / 127.0f : 0;
       uint8_t *bytes = (uint8_t *)(void *)out;
-#if APUS_LEVEL >= 3
+#if APUS_INT8_WORDS == 1
       typedef uint8_t vb __attribute__((ext_vector_type(16)));
 #endif
       for (int64_t i = 0; i < inputs; i += 16) {
@@ -440,8 +441,8 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
         v = v > 127.0f ? (vf)127.0f : v;
         v = v < -127.0f ? (vf)-127.0f : v;
         // As in `round`, the integer is in the low bits of the sum.
-        vu q = __builtin_bit_cast(vu, v + 12582912.0f) + 128u;
-#if APUS_LEVEL >= 3
+        vu q = __builtin_bit_cast(vu, v + 12582912.0f) + (APUS_NEON ? 0u : 128u);
+#if APUS_INT8_WORDS == 1
         vb b = __builtin_convertvector(q & 0xffu, vb);
         memcpy(bytes + i, &b, (size_t)apus_min(16, apus_round_up(inputs - i, 4)));
 #else
@@ -464,8 +465,11 @@ APUS_INLINE vf FN(result)(
 }
 
 APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, int64_t output, int64_t count) {
+#if !APUS_NEON
   vi correction = __builtin_bit_cast(vi, FN(load_units)((const uint32_t *)a->weight->sums + output));
-  vf value = __builtin_convertvector(sum - correction * 128, vf);
+  sum -= correction * 128;
+#endif
+  vf value = __builtin_convertvector(sum, vf);
   vf scale = FN(load)(a->weight->scales + output) * a->x_scales[row];
   return FN(result)(a, value * scale, row, output, count);
 }
@@ -566,7 +570,7 @@ APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, i
 APUS_PANEL(float32, vf, 1, result)
 APUS_PANEL(float16, vf, 2, result)
 APUS_PANEL(bfloat16, vf, APUS_WIDE_WORDS, result)
-APUS_PANEL(int8, vi, APUS_WIDE_WORDS, result_int8)
+APUS_PANEL(int8, vi, APUS_INT8_WORDS, result_int8)
 
 // MARK: Packing
 

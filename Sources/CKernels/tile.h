@@ -19,6 +19,10 @@
 // the nearest cache holds.
 #define APUS_TILE_ROWS 4
 #define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 4 : 1)
+#elif defined(__aarch64__)
+// 32 registers of a quarter of a vector.
+#define APUS_TILE_ROWS 6
+#define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 4 : 1)
 #else
 #define APUS_TILE_ROWS 2
 #define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 2 : 1)
@@ -32,6 +36,12 @@
 #define APUS_WIDE_WORDS 1
 #else
 #define APUS_WIDE_WORDS 2
+#endif
+#undef APUS_INT8_WORDS
+#if APUS_NEON
+#define APUS_INT8_WORDS 1
+#else
+#define APUS_INT8_WORDS APUS_WIDE_WORDS
 #endif
 
 APUS_INLINE vf FN(step_float32)(vf sum, const uint32_t *x, vu w) {
@@ -60,10 +70,23 @@ APUS_INLINE vf FN(step_bfloat16)(vf sum, const uint32_t *x, vu w) {
 #endif
 }
 
-// x is unsigned (biased by 128), w is signed.
+#if APUS_NEON
+// A vector's registers.
+typedef struct {
+  int32x4_t part[4];
+} FN(quarters);
+#endif
+
+// x is unsigned (biased by 128), w is signed. NEON takes both signed.
 APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 #if APUS_LEVEL >= 3
   return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)*x), (__m512i)w);
+#elif APUS_NEON
+  FN(quarters) s = __builtin_bit_cast(FN(quarters), sum), numbers = __builtin_bit_cast(FN(quarters), w);
+  int8x16_t value = vreinterpretq_s8_u32(vdupq_n_u32(*x));
+  APUS_UNROLL
+  for (int p = 0; p < 4; p++) s.part[p] = vdotq_s32(s.part[p], vreinterpretq_s8_s32(numbers.part[p]), value);
+  return __builtin_bit_cast(vi, s);
 #elif APUS_LEVEL == 2
   __m512i even = _mm512_set1_epi32((int)x[0]);
   __m512i odd = _mm512_set1_epi32((int)x[1]);
@@ -181,4 +204,66 @@ APUS_TILE_HALVES(bfloat16, 1)
 APUS_TILE(float16, vf, 2)
 APUS_TILE(bfloat16, vf, APUS_WIDE_WORDS)
 #endif
-APUS_TILE(int8, vi, APUS_WIDE_WORDS)
+#if APUS_NEON == 2
+// Pairs of rows by pairs of outputs, eight inputs at a time: two units side by side. A pair's sums are zipped until the end:
+// those of the first eight outputs in the first row's place, those of the others in the second row's. A row without a
+// partner takes dot products. Sums are exact, so none of this is seen.
+APUS_INLINE void FN(tile_int8)(
+    int rows, int vectors, vi (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,
+    int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead, int64_t ahead_stride) {
+  FN(quarters) s[6][4];
+  APUS_UNROLL for (int i = 0; i < rows; i++) {
+    APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = __builtin_bit_cast(FN(quarters), sums[i][v]);
+  }
+  APUS_UNROLL for (int i = 0; i + 1 < rows; i += 2) {
+    APUS_UNROLL for (int v = 0; v < vectors; v++) {
+      APUS_UNROLL for (int p = 0; p < 4; p++) {
+        int32x4_t a = s[i][v].part[p], b = s[i + 1][v].part[p];
+        s[i][v].part[p] = vzip1q_s32(a, b);
+        s[i + 1][v].part[p] = vzip2q_s32(a, b);
+      }
+    }
+  }
+  _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u += 2) {
+    // Beyond the last unit weights count as zero; rows of x have memory there.
+    int alone = u + 1 == units;
+    APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) {
+      __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);
+      __builtin_prefetch(ahead[v] + (u + 1) * ahead_stride, 0, 2);
+    }
+    APUS_UNROLL for (int v = 0; v < vectors; v++) {
+      APUS_UNROLL for (int p = 0; p < 4; p++) {
+        uint32x4_t first = vld1q_u32(w[v] + u * w_stride + 4 * p);
+        uint32x4_t second = alone ? vdupq_n_u32(0) : vld1q_u32(w[v] + (u + 1) * w_stride + 4 * p);
+        int8x16_t low = vreinterpretq_s8_u32(vzip1q_u32(first, second));
+        int8x16_t high = vreinterpretq_s8_u32(vzip2q_u32(first, second));
+        APUS_UNROLL for (int i = 0; i + 1 < rows; i += 2) {
+          int8x16_t value = vreinterpretq_s8_u32(
+              vcombine_u32(vld1_u32(x + i * x_stride + u), vld1_u32(x + (i + 1) * x_stride + u)));
+          s[i][v].part[p] = vmmlaq_s32(s[i][v].part[p], low, value);
+          s[i + 1][v].part[p] = vmmlaq_s32(s[i + 1][v].part[p], high, value);
+        }
+        if (rows % 2 != 0) {
+          int8x8_t value = vreinterpret_s8_u32(vld1_u32(x + (rows - 1) * x_stride + u));
+          int32x4_t sum = vdotq_lane_s32(s[rows - 1][v].part[p], vreinterpretq_s8_u32(first), value, 0);
+          s[rows - 1][v].part[p] = vdotq_lane_s32(sum, vreinterpretq_s8_u32(second), value, 1);
+        }
+      }
+    }
+  }
+  APUS_UNROLL for (int i = 0; i + 1 < rows; i += 2) {
+    APUS_UNROLL for (int v = 0; v < vectors; v++) {
+      APUS_UNROLL for (int p = 0; p < 4; p++) {
+        int32x4_t a = s[i][v].part[p], b = s[i + 1][v].part[p];
+        s[i][v].part[p] = vuzp1q_s32(a, b);
+        s[i + 1][v].part[p] = vuzp2q_s32(a, b);
+      }
+    }
+  }
+  APUS_UNROLL for (int i = 0; i < rows; i++) {
+    APUS_UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = __builtin_bit_cast(vi, s[i][v]);
+  }
+}
+#else
+APUS_TILE(int8, vi, APUS_INT8_WORDS)
+#endif

@@ -156,6 +156,9 @@ APUS_INLINE vf FN(from_f16)(vh half) {
   __m256 parts[2] = {
       _mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
   return __builtin_bit_cast(vf, parts);
+#elif defined(__aarch64__)
+  typedef __fp16 halves __attribute__((ext_vector_type(16)));
+  return __builtin_convertvector(__builtin_bit_cast(halves, half), vf);
 #else
   vu bits = __builtin_convertvector(half, vu);
   vu sign = (bits & 0x8000u) << 16;
@@ -180,6 +183,9 @@ APUS_INLINE void FN(store_f16)(uint16_t *to, vf x) {
   memcpy(parts, &x, 64);
   _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(parts[0], _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128((__m128i *)(to + 8), _mm256_cvtps_ph(parts[1], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+  typedef __fp16 halves __attribute__((ext_vector_type(16)));
+  *(vh_at *)to = __builtin_bit_cast(vh, __builtin_convertvector(x, halves));
 #else
   vu bits = __builtin_bit_cast(vu, x);
   vu sign = (bits >> 16) & 0x8000u;

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define EMU \
-  static inline __attribute__((always_inline, unused, target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))
+  static __attribute__((noinline, unused, no_sanitize("address", "undefined"), target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))
 
 EMU __m512i emu_set1_epi32(int value) {
   int32_t r[16];

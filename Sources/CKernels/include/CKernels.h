@@ -24,7 +24,7 @@ extern "C" {
 
 // MARK: Context
 
-/// Levels of instruction sets, each containing the ones before it.
+/// Levels of instruction sets, each containing those before it that its architecture has.
 typedef enum {
   /// What every processor of the architecture has; vectors as the compiler lowers them (NEON on aarch64).
   APUS_ISA_PORTABLE = 0,
@@ -34,7 +34,14 @@ typedef enum {
   APUS_ISA_AVX512 = 2,
   /// AVX-512 with the dot products of bfloat16 (BF16) and int8 (VNNI).
   APUS_ISA_AVX512_BF16 = 3,
+  /// aarch64: NEON with dot products of int8 (FEAT_DotProd).
+  APUS_ISA_NEON_DOT = 4,
+  /// aarch64: with products of int8 matrices and of unsigned with signed bytes too (FEAT_I8MM).
+  APUS_ISA_NEON_I8MM = 5,
 } apus_isa;
+
+/// How many levels are numbered.
+enum { APUS_ISAS = 6 };
 
 /// How numbers are stored. In a linear layer, `APUS_INT8` stands for W8A8: int8 with a scale for each output. In K/V
 /// pages, `APUS_INT8` and `APUS_FLOAT8` (e4m3) have a scale for each token and head. Nothing else takes these two.
