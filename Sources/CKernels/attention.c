@@ -433,6 +433,31 @@ static void FN(join)(const attention_call *c, const join_item *join, tile_memory
 
 // MARK: Exponentials
 
+// exp(x) of x <= 0 for weights that are rounded to bfloat16: a relative error below 7e-6, where rounding may do 4e-3.
+// Exactly 1 at 0 and 0 below -87.3; NaN stays NaN.
+//
+// As `exp`, with a polynomial of degree 4, fitted for the least relative error (5.4e-6) under p(0) = p'(0) = 1, and with
+// one number for ln 2, whose error times at most 126 is 3e-7.
+APUS_INLINE vf FN(exp_weight)(vf x) {
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; 127 more make it a power of two's exponent.
+  vf shifted = FN(fma)(x, (vf)1.44269504f, (vf)12583039.0f);
+  vf r = FN(fma)(shifted - 12583039.0f, (vf)-0.693147181f, x);
+  vf p = (vf)4.12777342e-2f;
+  p = FN(fma)(p, r, (vf)1.67535186e-1f);
+  p = FN(fma)(p, r, (vf)5.00051141e-1f);
+  p = FN(fma)(p, r, (vf)1.0f);
+  p = FN(fma)(p, r, (vf)1.0f);
+  vf power = __builtin_bit_cast(vf, __builtin_bit_cast(vu, shifted) << 23);
+  return x < -87.3f ? (vf)0.0f : p * power;
+}
+
+// A weight as `bf16_activations` rounds it: weights are normal or zero, and what is not a number here has nothing in the
+// bits that go, since it comes from bfloat16 numbers.
+APUS_INLINE vf FN(bf16_weight)(vf p) {
+  vu bits = __builtin_bit_cast(vu, p);
+  return __builtin_bit_cast(vf, (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
 // Scores of one row for pages first..<last of the sequence become weights; `first_page` is where the arrays begin.
 // Rows that see nothing here have sum 0 and weights 0.
 APUS_INLINE void FN(weigh)(
@@ -459,26 +484,39 @@ APUS_INLINE void FN(weigh)(
   float largest = FN(largest)(most);
   vf sum = 0;
   for (int64_t page = 0; page < last_page - first_page; page++) {
-    vf p = sees ? FN(exp)(FN(load)(scores + page * 16) - largest) : (vf)0;
     uint32_t *weights = m->weights + r * m->weight_stride;
-    if (c->kv->compute == APUS_BFLOAT16) {
-      vf weight = p;
-      if (c->kv->narrow) {
-        // Positions that are not seen may have any scale, even NaN.
-        vf scaled = p * FN(load)(m->value_scales + page * 16);
-        weight = p == 0.0f ? p : scaled;
-      }
+    vf s = FN(load)(scores + page * 16) - largest;
+    if (!sees) {
+      FN(store)((float *)(void *)weights + page * 16, (vf)0);
+      continue;
+    }
+    if (c->kv->compute != APUS_BFLOAT16) {
+      vf p = FN(exp)(s);
+      FN(store)((float *)(void *)weights + page * 16, p);
+      sum += p;
+      continue;
+    }
+    vf p = FN(exp_weight)(s);
 #if APUS_LEVEL >= 3
-      uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+    uint16_t *halves = (uint16_t *)(void *)weights + page * 16;
+#endif
+    if (c->kv->narrow) {
+      // Positions that are not seen may have any scale, even NaN.
+      vf scaled = p * FN(load)(m->value_scales + page * 16);
+      vf weight = p == 0.0f ? p : scaled;
+#if APUS_LEVEL >= 3
       FN(store_bf16_activations)(halves, weight);
-      if (!c->kv->narrow) p = FN(load_bf16)(halves);
 #else
-      weight = FN(bf16_activations)(weight);
-      FN(store)((float *)(void *)weights + page * 16, weight);
-      if (!c->kv->narrow) p = weight;
+      FN(store)((float *)(void *)weights + page * 16, FN(bf16_activations)(weight));
 #endif
     } else {
+#if APUS_LEVEL >= 3
+      FN(store_bf16_activations)(halves, p);
+      p = FN(load_bf16)(halves);
+#else
+      p = FN(bf16_weight)(p);
       FN(store)((float *)(void *)weights + page * 16, p);
+#endif
     }
     sum += p;
   }
@@ -597,9 +635,8 @@ APUS_INLINE const uint32_t *FN(page_values)(
                                                                                                                     \
   /* `tail` units of the last page count; where `half` is set, the last of them only with its first token. */       \
   APUS_INLINE void FN(values_##FORMAT)(                                                                             \
-      int rows, int vectors, int ahead_vectors, const attention_call *c, tile_memory *m, int64_t row,               \
-      const int32_t *pages, int64_t count, int head, int64_t column, int64_t tail, int half) {                      \
-    const apus_kv *kv = c->kv;                                                                                      \
+      int rows, int vectors, int ahead_vectors, const apus_kv *kv, tile_memory *m, int64_t row,                     \
+      const uint32_t *const *pages, int64_t count, int64_t column, int64_t tail, int half) {                        \
     vf sums[6][4];                                                                                                  \
     const uint32_t *columns[4], *ahead[4];                                                                          \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
@@ -607,8 +644,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
     }                                                                                                               \
     const uint32_t *weights = m->weights + row * m->weight_stride;                                                  \
     for (int64_t p = 0; p < count; p++) {                                                                           \
-      const uint32_t *values = FN(page_values)(c, m, pages, p, head) + column;                                      \
-      const uint32_t *next = FN(page_values)(c, m, pages, p + 1 < count ? p + 1 : p, head) + column;                \
+      const uint32_t *values = pages[p] + column, *next = pages[p + 1 < count ? p + 1 : p] + column;                \
       int64_t units = p == count - 1 ? tail - half : kv->value_units;                                               \
       APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                               \
         columns[v] = values + 16 * v;                                                                               \
@@ -641,8 +677,8 @@ APUS_INLINE const uint32_t *FN(page_values)(
   }                                                                                                                 \
                                                                                                                     \
   static void FN(value_rows_##FORMAT)(                                                                              \
-      int rows, int vectors, int fetches, const attention_call *c, tile_memory *m, int64_t row,                     \
-      const int32_t *pages, int64_t count, int head, int64_t column, int64_t tail, int half) {                      \
+      int rows, int vectors, int fetches, const apus_kv *kv, tile_memory *m, int64_t row,                           \
+      const uint32_t *const *pages, int64_t count, int64_t column, int64_t tail, int half) {                        \
     if (vectors == 1) {                                                                                             \
       switch (rows) { APUS_EACH_ROWS(APUS_VALUE_CASE_1, FORMAT) }                                                   \
     } else if (fetches) {                                                                                           \
@@ -730,14 +766,15 @@ APUS_INLINE const uint32_t *FN(page_values)(
       int64_t in_unit = APUS_KV_PAGE_SIZE / kv->value_units;                                                        \
       int64_t tail = apus_ceil_div(tokens, in_unit);                                                                \
       int half = tokens % in_unit != 0;                                                                             \
+      const uint32_t *values[pages_in_split];                                                                       \
+      for (int64_t p = 0; p < pages; p++) values[p] = FN(page_values)(c, m, table + first_page, p, item->head);     \
       if (half) {                                                                                                   \
-        const uint32_t *values = FN(page_values)(c, m, table + first_page, pages - 1, item->head)                   \
-            + (tail - 1) * kv->value_columns;                                                                       \
+        const uint32_t *last = values[pages - 1] + (tail - 1) * kv->value_columns;                                  \
         for (int64_t i = 0; i < kv->value_columns; i++) {                                                           \
           if (kv->compute == APUS_BFLOAT16) {                                                                       \
-            m->masked[i] = values[i] & 0xffffu;                                                                     \
+            m->masked[i] = last[i] & 0xffffu;                                                                       \
           } else {                                                                                                  \
-            m->masked[i] = i % 16 < 8 ? values[i] : 0;                                                              \
+            m->masked[i] = i % 16 < 8 ? last[i] : 0;                                                                \
           }                                                                                                         \
         }                                                                                                           \
       }                                                                                                             \
@@ -746,13 +783,16 @@ APUS_INLINE const uint32_t *FN(page_values)(
         FN(fetch)(apus_kv_keys(kv, table[page], item->head), kv->key_units * APUS_KV_PAGE_SIZE);                    \
       }                                                                                                             \
       for (int64_t column = 0; column < kv->value_columns;) {                                                       \
-        int vectors = rows == 1 ? APUS_VECTORS(1, APUS_VALUE_VECTORS) : APUS_VALUE_VECTORS;                         \
+        int vectors = rows == 1 ? APUS_VECTORS(1, APUS_VALUE_VECTORS) : APUS_VALUE_BLOCK;                           \
         if (kv->value_columns - column < 16 * vectors) vectors = 1;                                                 \
         for (int64_t t = 0; t < row_tiles; t++) {                                                                   \
           int64_t row = rows * t / row_tiles;                                                                       \
-          FN(value_rows_##FORMAT)(                                                                                  \
-              (int)(rows * (t + 1) / row_tiles - row), vectors, fetches && t == 0, c, m, row, table + first_page, pages, \
-              item->head, column, tail, half);                                                                      \
+          int here = (int)(rows * (t + 1) / row_tiles - row);                                                       \
+          int step = vectors == 1 ? 1 : APUS_VECTORS(here, APUS_VALUE_VECTORS);                                     \
+          for (int v = 0; v < vectors; v += step) {                                                                 \
+            FN(value_rows_##FORMAT)(                                                                                \
+                here, step, fetches && t == 0, kv, m, row, values, pages, column + 16 * v, tail, half);             \
+          }                                                                                                         \
         }                                                                                                           \
         column += 16 * vectors;                                                                                     \
       }                                                                                                             \
@@ -780,11 +820,14 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #undef APUS_PAGES_AT_ONCE
 #undef APUS_SCORE_VECTORS
 #undef APUS_VALUE_VECTORS
+#undef APUS_VALUE_BLOCK
 #define APUS_PAGES_AT_ONCE 4
 #if APUS_LEVEL >= 2
 #define APUS_SCORE_VECTORS 4
 #define APUS_VALUE_VECTORS 4
+#define APUS_VALUE_BLOCK 4
 #else
+#define APUS_VALUE_BLOCK (APUS_LEVEL == 1 ? 2 : 1)
 #define APUS_SCORE_VECTORS 1
 #define APUS_VALUE_VECTORS 1
 #endif
@@ -800,7 +843,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
     break;
 // One row alone has few sums; several vectors keep the multipliers busy while a sum waits for itself.
 #undef APUS_VECTORS
-#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_TILE_VECTORS(1) == 4 ? 4 : MANY)
+#define APUS_VECTORS(N, MANY) ((N) == 1 && APUS_TILE_VECTORS(1) == 4 ? 4 : (N) == 3 && APUS_LEVEL == 1 ? 2 : MANY)
 #undef APUS_SCORE_CASE
 #define APUS_SCORE_CASE(FORMAT, N) APUS_SCORES(FORMAT, N, 0)
 #undef APUS_SCORE_CASE_FETCH
@@ -808,7 +851,7 @@ APUS_INLINE const uint32_t *FN(page_values)(
 #undef APUS_VALUES
 #define APUS_VALUES(FORMAT, N, VECTORS, AHEAD)                                                                      \
   case N:                                                                                                           \
-    FN(values_##FORMAT)(N, VECTORS, AHEAD, c, m, row, pages, count, head, column, tail, half);                      \
+    FN(values_##FORMAT)(N, VECTORS, AHEAD, kv, m, row, pages, count, column, tail, half);                           \
     break;
 #undef APUS_VALUE_CASE_1
 #define APUS_VALUE_CASE_1(FORMAT, N) APUS_VALUES(FORMAT, N, 1, 0)

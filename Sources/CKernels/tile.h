@@ -168,11 +168,54 @@ APUS_INLINE vf FN(half_bfloat16)(const uint32_t *w, int second) {
   return __builtin_bit_cast(vf, second ? units & 0xffff0000u : units << 16);
 }
 
+// Eight numbers of a vector's first or second half (`high`), the first or the second ones of their pairs.
+APUS_INLINE __m256 FN(eight_float16)(const char *w, int high, int second) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(w + 32 * second + 16 * high)));
+}
+APUS_INLINE __m256 FN(eight_bfloat16)(const char *w, int high, int second) {
+  __m256i units = _mm256_loadu_si256((const __m256i *)(const void *)(w + 32 * high));
+  return _mm256_castsi256_ps(
+      second ? _mm256_blend_epi16(_mm256_setzero_si256(), units, 0xaa) : _mm256_slli_epi32(units, 16));
+}
+
 #undef APUS_TILE_HALVES
 #define APUS_TILE_HALVES(FORMAT, FIRST)                                                                             \
+  /* Three rows by two vectors: the six sums of three rows by one would wait for themselves. Twelve leave registers \
+     for a value of each row and eight weights. The compiler by itself loads more at once and keeps sums in memory; \
+     a statement that claims to change the pointer holds loads back until the weights before are used up. */        \
+  APUS_INLINE void FN(three_by_two_##FORMAT)(                                                                       \
+      vf (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w, int64_t w_stride, int64_t units,\
+      int ahead_vectors, const uint32_t *const *ahead, int64_t ahead_stride) {                                      \
+    __m256 s[3][4];                                                                                                 \
+    APUS_UNROLL for (int i = 0; i < 3; i++) memcpy(s[i], sums[i], sizeof s[i]);                                     \
+    const char *from = (const char *)w[0];                                                                          \
+    ptrdiff_t apart = (const char *)w[1] - from;                                                                    \
+    _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);    \
+      APUS_UNROLL for (int n = 0; n < 2; n++) {                                                                     \
+        int half = n ^ FIRST;                                                                                       \
+        __m256 values[3];                                                                                           \
+        APUS_UNROLL for (int i = 0; i < 3; i++) {                                                                   \
+          values[i] = _mm256_broadcast_ss((const float *)(const void *)(x + i * x_stride + 2 * u + half));          \
+        }                                                                                                           \
+        APUS_UNROLL for (int v = 0; v < 4; v++) {                                                                   \
+          __m256 b = FN(eight_##FORMAT)(from + (v < 2 ? 0 : apart), v % 2, half);                                   \
+          APUS_UNROLL for (int i = 0; i < 3; i++) s[i][v] = _mm256_fmadd_ps(values[i], b, s[i][v]);                 \
+          __asm__("" : "+r"(from), "+x"(s[0][v]), "+x"(s[1][v]), "+x"(s[2][v]));                                    \
+        }                                                                                                           \
+      }                                                                                                             \
+      from += w_stride * 4;                                                                                         \
+    }                                                                                                               \
+    APUS_UNROLL for (int i = 0; i < 3; i++) memcpy(sums[i], s[i], sizeof s[i]);                                     \
+  }                                                                                                                 \
+                                                                                                                    \
   APUS_INLINE void FN(tile_##FORMAT)(                                                                               \
       int rows, int vectors, vf (*sums)[4], const uint32_t *x, int64_t x_stride, const uint32_t *const *w,          \
       int64_t w_stride, int64_t units, int ahead_vectors, const uint32_t *const *ahead, int64_t ahead_stride) {     \
+    if (rows == 3 && vectors == 2) {                                                                                \
+      FN(three_by_two_##FORMAT)(sums, x, x_stride, w, w_stride, units, ahead_vectors, ahead, ahead_stride);         \
+      return;                                                                                                       \
+    }                                                                                                               \
     vf s[6][4];                                                                                                     \
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
