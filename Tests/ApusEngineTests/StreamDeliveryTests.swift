@@ -62,7 +62,7 @@ import Testing
     let gone = Mutex<[UInt64]>([])
     for (index, _) in plans.enumerated() {
       let handle = UInt64(index)
-      let stream = RequestStream(id: "\(index)", promptCount: 1, assembler: try makeAssembler()) { signal in
+      let stream = RequestStream(id: RequestID("\(index)"), promptCount: 1, assembler: try makeAssembler()) { signal in
         if case .abandoned = signal { gone.withLock { $0.append(handle) } }
       }
       state.table.withLock { $0.streams[handle] = stream }
@@ -77,7 +77,7 @@ import Testing
 
     let outcomes = Mutex([Outcome?](repeating: nil, count: plans.count))
     let tasks = plans.indices.map { index in
-      let (plan, stream) = (plans[index], GenerationStream(id: "\(index)", source: streams[index]))
+      let (plan, stream) = (plans[index], GenerationStream(id: RequestID("\(index)"), source: streams[index]))
       let task = Task {
         let outcome = await read(stream, plan)
         outcomes.withLock { $0[index] = outcome }
@@ -101,7 +101,7 @@ import Testing
     watch.cancel()
     if let waiting = try? await watch.value, !waiting.isEmpty { return ["readers \(waiting) were not woken"] }
     var problems: [String] = []
-    if isDelivered.wait(timeout: .now() + 15) == .timedOut { problems.append("the delivery did not end") }
+    if !isSignalled(isDelivered) { problems.append("the delivery did not end") }
     let abandoned = gone.withLock { $0 }
     if Set(abandoned).count != abandoned.count { problems.append("a reader was reported gone twice: \(abandoned)") }
     for (index, plan) in plans.enumerated() {
@@ -119,12 +119,16 @@ import Testing
         }
       case (.dropped, _), (.cancelled, _):
         // It may have come to the end before; otherwise it is reported, if the stream had not ended by then.
-        if case .read(let read, let ends) = outcome, read != tokens || ends != 1 {
+        if case .read(let read, ends: let ends)? = outcome, read != tokens || ends != 1 {
           problems.append("reader \(index) ended early with \(read.count) tokens")
         }
       }
     }
     return problems
+  }
+
+  private func isSignalled(_ semaphore: DispatchSemaphore) -> Bool {
+    semaphore.wait(timeout: .now() + 15) == .success
   }
 
   private func read(_ stream: GenerationStream, _ plan: Plan) async -> Outcome {
