@@ -6,6 +6,17 @@ import Foundation
 import Synchronization
 import Testing
 
+/// A value that several tasks change.
+private final class Shared<Value: Sendable>: Sendable {
+  private let value: Mutex<Value>
+
+  init(_ value: Value) { self.value = Mutex(value) }
+
+  func withLock<Result: Sendable>(_ body: (inout Value) -> Result) -> Result {
+    value.withLock { body(&$0) }
+  }
+}
+
 /// Streams between a thread that publishes events as the engine's does and tasks that read, drop and cancel.
 @Suite struct StreamDeliveryTests {
   /// What happens to one stream.
@@ -59,7 +70,7 @@ import Testing
   ) async throws -> [String] {
     let state = EngineState()
     let delivery = StreamDelivery()
-    let gone = Mutex<[UInt64]>([])
+    let gone = Shared<[UInt64]>([])
     for (index, _) in plans.enumerated() {
       let handle = UInt64(index)
       let stream = RequestStream(id: RequestID("\(index)"), promptCount: 1, assembler: try makeAssembler()) { signal in
@@ -75,7 +86,7 @@ import Testing
     }
     Thread.detachNewThread { publish(plans, EventRouter(state: state, delivery: delivery), delivery, seed) }
 
-    let outcomes = Mutex([Outcome?](repeating: nil, count: plans.count))
+    let outcomes = Shared([Outcome?](repeating: nil, count: plans.count))
     let tasks = plans.indices.map { index in
       let (plan, stream) = (plans[index], GenerationStream(id: RequestID("\(index)"), source: streams[index]))
       let task = Task {
@@ -188,7 +199,7 @@ import Testing
   /// Whoever was handed over before the end is resumed, also when the thread starts late.
   @Test(.timeLimit(.minutes(1))) func readersHandedOverBeforeTheEndAreResumed() async {
     let delivery = StreamDelivery()
-    let waiting = Mutex<[StreamDelivery.Reader]>([])
+    let waiting = Shared<[StreamDelivery.Reader]>([])
     await withTaskGroup(of: Void.self) { group in
       for _ in 0..<20 {
         group.addTask { await withCheckedContinuation { reader in waiting.withLock { $0.append(reader) } } }
