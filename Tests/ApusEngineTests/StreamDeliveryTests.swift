@@ -72,13 +72,13 @@ private final class Shared<Value: Sendable>: Sendable {
     let delivery = StreamDelivery()
     let gone = Shared<[UInt64]>([])
     for (index, _) in plans.enumerated() {
-      let handle = UInt64(index)
+      let handle = UInt64(index) + 1
       let stream = RequestStream(id: RequestID("\(index)"), promptCount: 1, assembler: try makeAssembler()) { signal in
         if case .abandoned = signal { gone.withLock { $0.append(handle) } }
       }
       state.table.withLock { $0.streams[handle] = stream }
     }
-    let streams = state.table.withLock { table in plans.indices.map { table.streams[UInt64($0)]! } }
+    let streams = state.table.withLock { table in plans.indices.map { table.streams[UInt64($0) + 1]! } }
     let isDelivered = DispatchSemaphore(value: 0)
     Thread.detachNewThread {
       delivery.run()
@@ -118,7 +118,7 @@ private final class Shared<Value: Sendable>: Sendable {
     for (index, plan) in plans.enumerated() {
       let tokens = (0..<plan.count).map { TokenID($0 % 256) }
       let outcome = outcomes.withLock { $0[index] }
-      let isGone = abandoned.contains(UInt64(index))
+      let isGone = abandoned.contains(UInt64(index) + 1)
       switch (plan.reading, plan.end) {
       case (.whole, .finished):
         if outcome != .read(tokens, ends: 1) || isGone {
@@ -170,7 +170,7 @@ private final class Shared<Value: Sendable>: Sendable {
     while !live.isEmpty {
       var events: [Event] = []
       for index in live where Bool.random(using: &random) {
-        let handle = UInt64(index)
+        let handle = UInt64(index) + 1
         let plan = plans[index]
         if given[index] == 0 { events.append(.started(handle: handle, cachedTokens: 0, promptLogprobs: nil)) }
         let count = min(plan.count - given[index], Int.random(in: 1...3, using: &random))
