@@ -17,7 +17,7 @@ import Synchronization
 /// }
 /// ```
 ///
-/// The engine owns a thread for its loop, one for the model and a pool for the kernels. It is safe to use from any
+/// The engine owns a thread for its loop, one that wakes readers, one for the model and a pool for the kernels. It is safe to use from any
 /// thread or task. Stop it with `shutdown()`; `withEngine` does so by itself.
 public final class Engine: GenerationService {
   public let model: ModelInformation
@@ -69,12 +69,19 @@ public final class Engine: GenerationService {
     let mailbox = mailbox
     let state = state
     let terminated = terminated
+    let delivery = StreamDelivery()
     let handoff = Handoff(
-      EngineLoop(source: mailbox, sink: EventRouter(state: state), runner: loaded.makeRunner(), scheduler: scheduler))
+      EngineLoop(
+        source: mailbox, sink: EventRouter(state: state, delivery: delivery), runner: loaded.makeRunner(),
+        scheduler: scheduler))
     EngineThread.start(name: "apus-engine") {
       var loop = handoff.take()
       if overlaps { loop.run() } else { loop.runWithoutOverlap() }
       Engine.answerLatecomers(mailbox.close(), state)
+      delivery.close()
+    }
+    EngineThread.start(name: "apus-deliver") {
+      delivery.run()
       terminated.signal()
     }
   }
@@ -275,7 +282,7 @@ public final class Engine: GenerationService {
     return templates
   }
 
-  /// Aborts what is in flight and returns when the engine's thread has ended. May be called more than once.
+  /// Aborts what is in flight and returns when the engine's threads have ended. May be called more than once.
   public func shutdown() async {
     state.table.withLock { $0.isDraining = true }
     mailbox.post(.shutdown(reason: "The engine is shutting down."))
@@ -301,7 +308,7 @@ public final class Engine: GenerationService {
     }
     for stream in streams {
       stream.fail(error)
-      stream.wake()
+      stream.takeReader()?.resume()
     }
     for reply in replies { reply.resume(returning: false) }
   }

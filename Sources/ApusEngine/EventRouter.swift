@@ -1,13 +1,13 @@
-import ApusCore
-import ApusScheduling
-import Synchronization
+package import ApusCore
+package import ApusScheduling
+package import Synchronization
 
 /// What the engine's thread and its callers share: the streams of requests in flight, and the latest counts.
-final class EngineState: Sendable {
+package final class EngineState: Sendable {
   /// Guarded by `table`.
-  struct Table: ~Copyable {
+  package struct Table: ~Copyable {
     /// By the number that the scheduler knows.
-    var streams: [UInt64: RequestStream] = [:]
+    package var streams: [UInt64: RequestStream] = [:]
     /// The number of a request by its name.
     var handles: [RequestID: UInt64] = [:]
     /// Requests refused before they reached the scheduler.
@@ -19,22 +19,29 @@ final class EngineState: Sendable {
     var replies: [UInt64: CheckedContinuation<Bool, Never>] = [:]
   }
 
-  let table = Mutex(Table())
+  package let table = Mutex(Table())
   let statistics = Mutex(ServiceStatistics())
+
+  package init() {}
 }
 
 /// Gives the scheduler's events to the streams they belong to. Runs on the engine's thread.
-struct EventRouter: EventSink {
+package struct EventRouter: EventSink {
   private let state: EngineState
-  /// Streams that got something in this call: woken once each at the end.
+  private let delivery: StreamDelivery
+  /// Streams that got something in this call: their readers are handed over once each at the end.
   private var touched: [RequestStream] = []
+  private var readers: [StreamDelivery.Reader] = []
   /// The stream of the last event: a step's events of one request follow each other.
   private var lastHandle: UInt64 = 0
   private var lastStream: RequestStream?
 
-  init(state: EngineState) { self.state = state }
+  package init(state: EngineState, delivery: StreamDelivery) {
+    self.state = state
+    self.delivery = delivery
+  }
 
-  mutating func publish(_ events: [Event]) {
+  package mutating func publish(_ events: [Event]) {
     for event in events {
       switch event {
       case .started(let handle, let cachedTokens, let promptLogprobs):
@@ -51,13 +58,16 @@ struct EventRouter: EventSink {
       case .drained(let reply): answer(reply, true)
       }
     }
-    for stream in touched { stream.wake() }
+    for stream in touched {
+      if let reader = stream.takeReader() { readers.append(reader) }
+    }
+    delivery.resume(&readers)
     touched.removeAll(keepingCapacity: true)
     lastStream = nil
     lastHandle = 0
   }
 
-  mutating func report(_ statistics: ServiceStatistics) {
+  package mutating func report(_ statistics: ServiceStatistics) {
     state.statistics.withLock { $0 = statistics }
   }
 

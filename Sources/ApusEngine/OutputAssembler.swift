@@ -1,8 +1,8 @@
-import ApusCore
-import ApusTokenization
+package import ApusCore
+package import ApusTokenization
 
 /// Turns a request's tokens into text, looks for stop strings and stop patterns, and counts.
-struct OutputAssembler: Sendable {
+package struct OutputAssembler: Sendable {
   private var detokenizer: IncrementalDetokenizer
   private var stopStrings: StopMatcher
   private var stopPatterns: StopPatternMatcher
@@ -12,7 +12,7 @@ struct OutputAssembler: Sendable {
 
   /// For a generation with these parameters.
   /// - Throws: `invalidRequest` if a stop regex cannot be read.
-  init(tokenizer: Tokenizer, sampling: SamplingParameters) throws(EngineError) {
+  package init(tokenizer: Tokenizer, sampling: SamplingParameters) throws(EngineError) {
     detokenizer = IncrementalDetokenizer(tokenizer, skipSpecialTokens: sampling.skipSpecialTokens)
     stopStrings = StopMatcher(stops: sampling.stop, keepsMatch: sampling.noStopTrim)
     stopPatterns = try StopPatternMatcher(patterns: sampling.stopRegex, keepsMatch: sampling.noStopTrim)

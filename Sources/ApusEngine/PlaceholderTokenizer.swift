@@ -1,13 +1,13 @@
-import ApusCore
-import ApusTokenization
+package import ApusCore
+package import ApusTokenization
 
 /// A tokenizer for models that have none: random weights made from a bare `config.json`.
 ///
 /// Bytes are tokens 0..<256; every other id of the vocabulary is a made-up word, so that whatever a model with random
 /// weights says can be printed, streamed and counted.
-enum PlaceholderTokenizer {
+package enum PlaceholderTokenizer {
   /// Makes the tokenizer for a vocabulary of `vocabularySize` entries.
-  static func make(vocabularySize: Int) throws(EngineError) -> Tokenizer {
+  package static func make(vocabularySize: Int) throws(EngineError) -> Tokenizer {
     var writer = JSONWriter(capacity: vocabularySize * 16 + 4096)
     writer.object { writer in
       writer.key("added_tokens")

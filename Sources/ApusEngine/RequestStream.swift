@@ -1,14 +1,16 @@
-import ApusCore
+package import ApusCore
 import ApusTokenization
 import Synchronization
 
 /// Carries one request's tokens from the engine's thread to the task that reads them.
 ///
-/// The engine's thread appends tokens and wakes the reader; the reader's task turns them into text and looks for stop
-/// strings, so that the engine spends nothing on text. Tokens that were not read yet are merged.
-final class RequestStream: GenerationSource {
+/// The engine's thread appends tokens and hands the reader over to be resumed; the reader's task turns them into text and
+/// looks for stop strings, so that the engine spends nothing on text. Tokens that were not read yet are merged. The reader
+/// leaves its emptied arrays in exchange for the full ones: two of each alternate, and the engine's thread allocates
+/// nothing.
+package final class RequestStream: GenerationSource {
   /// What a reader tells the engine.
-  enum Signal: Sendable {
+  package enum Signal: Sendable {
     /// A stop string was found: the request is done.
     case finished
     /// The reader is gone.
@@ -25,28 +27,40 @@ final class RequestStream: GenerationSource {
     var usage: Usage
     var hasNews = false
     var isCancelled = false
-    var reader: CheckedContinuation<Void, Never>?
+    var reader: StreamDelivery.Reader?
   }
 
-  let id: RequestID
+  /// The reader's own: used by its task alone, so that the lock is never contended.
+  private struct Desk: ~Copyable {
+    var assembler: OutputAssembler
+    /// Empty between two reads.
+    var tokens: [TokenID] = []
+    var logprobs: [PositionLogprobs] = []
+  }
+
+  package let id: RequestID
   private let inbox: Mutex<Inbox>
-  /// Used by the reader's task alone; the lock is never contended.
-  private let assembler: Mutex<OutputAssembler>
+  private let desk: Mutex<Desk>
   private let signal: @Sendable (Signal) -> Void
 
-  init(
+  package init(
     id: RequestID, promptCount: Int, assembler: consuming sending OutputAssembler,
     signal: @escaping @Sendable (Signal) -> Void
   ) {
     self.id = id
-    self.inbox = Mutex(Inbox(usage: Usage(promptTokens: promptCount)))
-    self.assembler = Mutex(assembler)
+    var inbox = Inbox(usage: Usage(promptTokens: promptCount))
+    var desk = Desk(assembler: assembler)
+    // Here on the caller's thread, so that the engine's need not. More is needed only while the reader lags behind.
+    inbox.tokens.reserveCapacity(16)
+    desk.tokens.reserveCapacity(16)
+    self.inbox = Mutex(inbox)
+    self.desk = Mutex(desk)
     self.signal = signal
   }
 
   // MARK: The engine's side
 
-  // These are called on the engine's thread. They wake nobody: `wake` does, once per step.
+  // These are called on the engine's thread. They wake nobody: once per step, whoever waits is taken and resumed.
 
   /// The prompt is computed.
   func start(cachedTokens: Int, promptLogprobs: [PositionLogprobs]?) {
@@ -83,35 +97,34 @@ final class RequestStream: GenerationSource {
     }
   }
 
-  /// Resumes the reader if it waits.
-  func wake() {
-    inbox.withLock { inbox in inbox.hasNews ? inbox.reader.take() : nil }?.resume()
+  /// The reader, if it waits and there is something for it. Whoever takes it resumes it.
+  func takeReader() -> StreamDelivery.Reader? {
+    inbox.withLock { inbox in inbox.hasNews ? inbox.reader.take() : nil }
   }
 
   // MARK: The reader's side
 
   private enum Taken {
-    case news(tokens: [TokenID], logprobs: [PositionLogprobs], prompt: [PositionLogprobs]?, FinishReason?, Usage)
+    case chunk(GenerationChunk)
     case failure(EngineError)
     case nothing
   }
 
-  func next() async throws(EngineError) -> GenerationChunk? {
+  package func next() async throws(EngineError) -> GenerationChunk? {
     while true {
       if Task.isCancelled {
         cancel()
         throw EngineError(.aborted, "The task that read the generation was cancelled.")
       }
       switch take() {
+      case .chunk(let chunk): return chunk
       case .failure(let error): throw error
-      case .news(let tokens, let logprobs, let prompt, let reason, let usage):
-        return assemble(tokens, logprobs, prompt, reason, usage)
       case .nothing: await waitForNews()
       }
     }
   }
 
-  func cancel() {
+  package func cancel() {
     let isFirst = inbox.withLock { inbox in
       defer { inbox.isCancelled = true }
       return !inbox.isCancelled && inbox.finishReason == nil && inbox.error == nil
@@ -120,18 +133,44 @@ final class RequestStream: GenerationSource {
   }
 
   private func take() -> Taken {
-    inbox.withLock { inbox in
-      if !inbox.hasNews { return .nothing }
-      inbox.hasNews = false
-      // Tokens that were delivered before a failure are still given out first.
-      if let error = inbox.error, inbox.tokens.isEmpty { return .failure(error) }
-      if inbox.error != nil { inbox.hasNews = true }
-      let taken = Taken.news(
-        tokens: inbox.tokens, logprobs: inbox.logprobs, prompt: inbox.promptLogprobs.take(), inbox.finishReason,
-        inbox.usage)
-      inbox.tokens = []
-      inbox.logprobs = []
-      return taken
+    desk.withLock { desk in
+      var prompt: [PositionLogprobs]?
+      var reason: FinishReason?
+      var usage = Usage()
+      var error: EngineError?
+      let hasNews = inbox.withLock { inbox in
+        if !inbox.hasNews { return false }
+        inbox.hasNews = false
+        if inbox.error != nil {
+          // Tokens that were delivered before a failure are still given out first.
+          if inbox.tokens.isEmpty { error = inbox.error } else { inbox.hasNews = true }
+        }
+        swap(&inbox.tokens, &desk.tokens)
+        swap(&inbox.logprobs, &desk.logprobs)
+        prompt = inbox.promptLogprobs.take()
+        reason = inbox.finishReason
+        usage = inbox.usage
+        return true
+      }
+      if !hasNews { return .nothing }
+      if let error { return .failure(error) }
+      defer {
+        desk.tokens.removeAll(keepingCapacity: true)
+        desk.logprobs.removeAll(keepingCapacity: true)
+      }
+      // The chunk gets copies: a shared array could not be emptied and used again.
+      let tokens = desk.tokens.withUnsafeBufferPointer { Array($0) }
+      let logprobs = desk.logprobs.withUnsafeBufferPointer { Array($0) }
+      var chunk = desk.assembler.append(tokens, logprobs: logprobs, finishReason: reason)
+      chunk.promptLogprobs = prompt
+      usage.completionTokens = chunk.usage.completionTokens
+      chunk.usage = usage
+      if chunk.finishReason != nil, reason == nil {
+        // A stop string was found here before the engine knew of any end.
+        inbox.withLock { $0.isCancelled = true }
+        signal(.finished)
+      }
+      return .chunk(chunk)
     }
   }
 
@@ -149,22 +188,5 @@ final class RequestStream: GenerationSource {
     } onCancel: {
       inbox.withLock { $0.reader.take() }?.resume()
     }
-  }
-
-  private func assemble(
-    _ tokens: [TokenID], _ logprobs: [PositionLogprobs], _ prompt: [PositionLogprobs]?, _ reason: FinishReason?,
-    _ usage: Usage
-  ) -> GenerationChunk {
-    var chunk = assembler.withLock { $0.append(tokens, logprobs: logprobs, finishReason: reason) }
-    chunk.promptLogprobs = prompt
-    let completion = chunk.usage.completionTokens
-    chunk.usage = usage
-    chunk.usage.completionTokens = completion
-    if chunk.finishReason != nil, reason == nil {
-      // A stop string was found here before the engine knew of any end.
-      inbox.withLock { $0.isCancelled = true }
-      signal(.finished)
-    }
-    return chunk
   }
 }

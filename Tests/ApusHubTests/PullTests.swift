@@ -107,6 +107,11 @@ func smallModel(weights: [UInt8] = content(300_001), commit: Character = "c") ->
   @Test func pullsIntoTheLayoutOfHuggingFaceHub() async throws {
     let stage = Stage()
     stage.configuration.token = "good-token"
+    // Requests are counted below, and on a busy machine a server of tests may be as slow as a stalled one, of which the
+    // same is asked again. Here nothing stalls.
+    stage.configuration.idleTimeout = 60
+    stage.configuration.answerTimeout = 60
+    stage.configuration.stallWindow = 60
     let model = smallModel()
     stage.server.publish("owner/name", model)
     let lastDone = Mutex((0, 0))

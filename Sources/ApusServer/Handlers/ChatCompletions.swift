@@ -42,6 +42,7 @@ extension ServerState {
           usage.update(index, result.usage)
           writer.object { writer in
             let answer = ChatAnswer(result, reader)
+            if reader.tellsReasoning { usage.setReasoning(index, tokens: countTokens(answer.reasoning)) }
             writer.member("index", index)
             writer.key("message")
             writer.object(answer.write)
@@ -199,6 +200,8 @@ extension ServerState {
       var usage = UsageTotal(count: count, samplesPerPrompt: count)
       var hasRole = [Bool](repeating: false, count: count)
       var readers = [AnswerReader](repeating: reader, count: count)
+      let countsReasoning = reader.tellsReasoning && (options.includeUsage || options.continuousUsage)
+      var reasoning = [String](repeating: "", count: count)
       // Log-probabilities of tokens whose text is held back go with the next piece.
       var logprobs = [[PositionLogprobs]](repeating: [], count: count)
       try await group.forEachChunk { index, piece in
@@ -213,6 +216,10 @@ extension ServerState {
           events.append(json)
         }
         var deltas = readers[index].read(piece.text, isLast: piece.finishReason != nil)
+        if countsReasoning {
+          for case .reasoning(let text) in deltas { reasoning[index] += text }
+          if piece.finishReason != nil { usage.setReasoning(index, tokens: countTokens(reasoning[index])) }
+        }
         if withLogprobs || options.continuousUsage {
           logprobs[index] += piece.logprobs
           if deltas.isEmpty, !logprobs[index].isEmpty, readers[index].isPlain || piece.finishReason != nil {
@@ -244,6 +251,11 @@ extension ServerState {
       }
       if options.includeUsage { events.append(object: { writeUsageChunk(head, usage, to: &$0) }) }
     }
+  }
+
+  /// How many tokens a text is, as the model's tokenizer cuts it; 0 if it cannot be cut.
+  func countTokens(_ text: String) -> Int {
+    text.isEmpty ? 0 : (try? service.encode(text, addSpecialTokens: false).count) ?? 0
   }
 
   /// Writes the `usage` member of a streamed chunk: absent unless asked for, and `null` before the last chunk unless it

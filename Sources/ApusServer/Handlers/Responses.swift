@@ -260,9 +260,7 @@ extension ServerState {
       if case .abort? = chunk.finishReason, stateful?.background.isCancelled(current.frame.id) == true {
         current.cancel()
       } else if let reason = chunk.finishReason {
-        current.end(reason, now: unixTime()) { text in
-          (try? service.encode(text, addSpecialTokens: false).count) ?? 0
-        }
+        current.end(reason, now: unixTime(), countTokens: countTokens)
       } else {
         try await progress(&current)
       }

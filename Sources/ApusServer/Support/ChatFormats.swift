@@ -61,6 +61,8 @@ struct AnswerReader: Sendable {
   private let identifierStyle: ToolCallFormat.IdentifierStyle
   private let allowsParallelCalls: Bool
   private let includesReasoning: Bool
+  /// Whether the answer's chain of thought, if it has one, is given apart from the rest.
+  let tellsReasoning: Bool
   /// What the prompt already holds of the answer.
   private var beginning: String
   /// Whether the answer holds a tool call.
@@ -87,6 +89,7 @@ struct AnswerReader: Sendable {
     identifierStyle = formats.calls?.identifierStyle ?? .openAI
     allowsParallelCalls = reading.allowsParallelCalls
     includesReasoning = reading.includesReasoning
+    tellsReasoning = reasoning != nil && reading.separatesReasoning && reading.includesReasoning
     self.beginning = beginning
   }
 

@@ -30,6 +30,8 @@ extension FinishReason {
 /// A prompt counts once, however many samples were drawn from it.
 struct UsageTotal {
   private var usages: [Usage]
+  /// Tokens of the chains of thought that were told apart, each known when its answer has ended; `nil` before the first.
+  private var reasoningTokens: Int?
   private let samplesPerPrompt: Int
 
   init(count: Int, samplesPerPrompt: Int) {
@@ -39,6 +41,12 @@ struct UsageTotal {
 
   /// Takes the counts of a generation so far.
   mutating func update(_ index: Int, _ usage: Usage) { usages[index] = usage }
+
+  /// Takes how many tokens of a generation that has ended were its chain of thought, once for each.
+  mutating func setReasoning(_ index: Int, tokens: Int) {
+    // The thoughts' text is cut anew, which may give other tokens than were drawn, but is never said to be more.
+    reasoningTokens = (reasoningTokens ?? 0) + min(tokens, usages[index].completionTokens)
+  }
 
   /// Writes the `usage` object.
   func write(to writer: inout JSONWriter) {
@@ -57,9 +65,11 @@ struct UsageTotal {
       writer.member("total_tokens", total.promptTokens + total.completionTokens)
       writer.key("prompt_tokens_details")
       writer.object { $0.member("cached_tokens", total.cachedTokens) }
-      if let counts = total.speculation {
-        writer.key("completion_tokens_details")
-        writer.object { writer in
+      if total.speculation == nil, reasoningTokens == nil { return }
+      writer.key("completion_tokens_details")
+      writer.object { writer in
+        if let reasoningTokens { writer.member("reasoning_tokens", reasoningTokens) }
+        if let counts = total.speculation {
           writer.member("accepted_prediction_tokens", counts.acceptedTokens)
           writer.member("rejected_prediction_tokens", counts.draftTokens - counts.acceptedTokens)
         }
