@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--out")
     parser.add_argument("--write")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--longest-answer", type=int, default=320, help="tokens after which an answer is broken off")
     parser.add_argument("--skills", nargs="*")
     parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill")
     arguments = parser.parse_args()
@@ -126,7 +127,7 @@ def main() -> None:
                 **({"enable_thinking": line["enable_thinking"]} if "enable_thinking" in line else {})) for line in part]
             batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
             with torch.no_grad():
-                output = model.generate(**batch, max_new_tokens=320, do_sample=False, eos_token_id=end,
+                output = model.generate(**batch, max_new_tokens=arguments.longest_answer, do_sample=False, eos_token_id=end,
                                         pad_token_id=tokenizer.pad_token_id)
             for line, ids in zip(part, output[:, batch["input_ids"].shape[1]:].tolist()):
                 asked += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def train(count: int) -> Tokenizer:
     vocabulary, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
     space = "\u0120"  # how byte-level BPE writes a space
     first: Counter = Counter()
-    for text in texts(count // 4):
+    for text in texts(min(count, 5000)):
         for word, times in Counter(re.findall(r"(?<= )[^\W\d_]+", text)).items():
             first[word] += times
     pieces: Counter = Counter()
@@ -85,6 +86,8 @@ def main() -> None:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train(arguments.count)
+    if tokenizer.get_vocab_size() != VOCABULARY:
+        sys.exit(f"{arguments.count} conversations have words for {tokenizer.get_vocab_size()} of {VOCABULARY} entries only.")
     tokenizer.save(str(out / "tokenizer.json"))
     added = {str(tokenizer.token_to_id(token)): {
         "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,

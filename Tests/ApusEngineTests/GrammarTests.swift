@@ -5,19 +5,27 @@ import Foundation
 import Testing
 
 private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-  .appendingPathComponent("../../../shared/data/models/stories260K/hf").standardizedFileURL.path
+  .appendingPathComponent("../../Models/apus-demo").standardizedFileURL.path
 
-private let haveModel: Bool = {
-  let found = FileManager.default.fileExists(atPath: model)
-  if !found {
-    print("Tests of constrained generation are skipped: there is no ../shared/data/models beside the project.")
+/// Grammars hold whatever is drawn, and hold back nothing that is right.
+@Suite("Constrained generation", .serialized) struct ConstrainedGenerationTests {
+  private static let colours = ["blue", "green", "red", "brown"]
+
+  /// A question about a story as the demo model's template writes it; the seed chooses the colour that is the answer.
+  private static func question(_ seed: UInt64) -> String {
+    let colour = colours[Int(seed % 4)]
+    return "<|im_start|>user\nStory: Victor is a baker. Victor owns a \(colour) donkey. Jonas lives in Ashford.\n"
+      + "Question: What colour is the donkey?<|im_end|>\n<|im_start|>assistant\n"
   }
-  return found
-}()
 
-@Suite("Constrained generation", .serialized, .enabled(if: haveModel)) struct ConstrainedGenerationTests {
+  private func configuration() -> EngineConfiguration {
+    var configuration = EngineConfiguration(modelPath: model)
+    configuration.maxTotalTokens = 8192
+    return configuration
+  }
+
   private func request(
-    _ grammar: GrammarSpecification?, seed: UInt64 = 1, tokens: Int = 60, prompt: String = "Once upon a time",
+    _ grammar: GrammarSpecification?, seed: UInt64 = 1, tokens: Int = 60,
     change: (inout SamplingParameters) -> Void = { _ in }
   ) -> Request {
     var sampling = SamplingParameters()
@@ -25,43 +33,47 @@ private let haveModel: Bool = {
     sampling.maxNewTokens = tokens
     sampling.grammar = grammar
     change(&sampling)
-    return Request(prompt: .text(prompt), sampling: sampling)
+    return Request(prompt: .text(Self.question(seed)), sampling: sampling)
   }
 
   private func matches(_ text: String, _ pattern: String) -> Bool {
     text.range(of: "^(?:\(pattern))$", options: .regularExpression) != nil
   }
 
-  @Test("The text matches, whatever is drawn, alone and among others, overlapped or not")
+  @Test("The text matches, whatever is drawn, alone and among others, overlapped or not; the likeliest is right")
   func regex() async throws {
-    let pattern = "[a-z]{3,8}( [a-z]{2,5}){2,4}[.!]"
+    let pattern = "The [a-z]{3,8} is [a-z]{3,6}( and [a-z]{3,6}){0,2}[.!]"
     var alone: [UInt64: [TokenID]] = [:]
     for overlap in [true, false] {
-      var configuration = EngineConfiguration(modelPath: model)
+      var configuration = configuration()
       configuration.enablesOverlap = overlap
       configuration.tokenBudget = overlap ? 512 : 16
       try await withEngine(configuration) { engine in
         for seed in UInt64(1)...4 {
-          let result = try await engine.generate(request(.regex(pattern), seed: seed)).result()
+          let result = try await engine.generate(request(.regex(pattern), seed: seed) { $0.temperature = 2 }).result()
           #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
           if case .stop = result.finishReason {} else { Issue.record("seed \(seed) ended with \(result.finishReason)") }
           if let known = alone[seed] { #expect(result.tokens == known, "seed \(seed)") }
           alone[seed] = result.tokens
+          let best = try await engine.generate(request(.regex(pattern), seed: seed) { $0.temperature = 0 }).result()
+          #expect(best.text == "The donkey is \(Self.colours[Int(seed % 4)]).")
         }
         let known = alone
         try await withThrowingTaskGroup(of: Void.self) { group in
           for index in 0..<24 {
             let seed = UInt64(index % 6 + 1)
+            let right = "It is \(Self.colours[Int(seed % 4)])."
             let grammar: GrammarSpecification? =
-              index % 3 == 0 ? nil : index % 3 == 1 ? .regex(pattern) : .choices(["yes", "no"])
-            let request = request(grammar, seed: seed)
+              index % 3 == 0
+              ? nil : index % 3 == 1 ? .regex(pattern) : .choices(Self.colours.map { "It is \($0)." } + ["It is."])
+            let request = request(grammar, seed: seed) { $0.temperature = index % 3 == 2 ? 0 : 2 }
             group.addTask {
               let result = try await engine.generate(request).result()
               if index % 3 == 1 {
                 #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
                 if let known = known[seed] { #expect(result.tokens == known, "seed \(seed) among others") }
               }
-              if index % 3 == 2 { #expect(["yes", "no"].contains(result.text)) }
+              if index % 3 == 2 { #expect(result.text == right) }
             }
           }
           try await group.waitForAll()
@@ -72,7 +84,7 @@ private let haveModel: Bool = {
 
   @Test("Penalties, log-probabilities, a minimum length and greedy draws keep to the grammar")
   func options() async throws {
-    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
+    try await withEngine(configuration()) { engine in
       var wanted = request(.regex("(ab|ba){2,40}"), tokens: 120) {
         $0.repetitionPenalty = 1.3
         $0.frequencyPenalty = 1
@@ -90,32 +102,15 @@ private let haveModel: Bool = {
     }
   }
 
-  @Test("JSON by schema is JSON")
-  func schema() async throws {
-    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
-      let schema = """
-        {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "ok": {"type": "boolean"},
-         "size": {"enum": [1, 20, 300]}}, "required": ["name", "ok", "size"], "additionalProperties": false}
-        """
-      var options = GrammarSpecification.SchemaOptions()
-      options.whitespace = .compact
-      for seed in UInt64(1)...4 {
-        let result = try await engine.generate(request(.jsonSchema(schema, options), seed: seed, tokens: 200)).result()
-        let value = try JSONValue.parse(result.text)
-        #expect(value.objectValue?.keys == ["name", "ok", "size"], "\(result.text)")
-        #expect([1, 20, 300].contains(value["size"]?.intValue ?? 0) && value["ok"]?.boolValue != nil)
-      }
-    }
-  }
-
   @Test("Forced text takes fewer steps, is the same alone and among others, and is tokenized as a model would")
   func jumpForward() async throws {
     let pattern =
-      "(The little girl was named [A-Z][a-z]{2,5} and she liked to play with her (mom|dad)\\. ){2}The end\\."
+      "The donkey of Victor is (blue|green|red|brown), says Jonas\\. "
+      + "The baker is called [A-Z][a-z]{2,7} and he lives in (Ashford|Birchley) with his (donkey|horse)\\. The end\\."
     var steps: [Bool: Int] = [:]
     var alone: [UInt64: [TokenID]] = [:]
     for (jumps, overlap) in [(true, true), (true, false), (false, true)] {
-      var configuration = EngineConfiguration(modelPath: model)
+      var configuration = configuration()
       configuration.enablesJumpForward = jumps
       configuration.enablesOverlap = overlap
       configuration.tokenBudget = overlap ? 512 : 16
@@ -124,6 +119,10 @@ private let haveModel: Bool = {
           let result = try await engine.generate(request(.regex(pattern), seed: seed, tokens: 200)).result()
           #expect(matches(result.text, pattern), "seed \(seed): \(result.text)")
           #expect(try engine.decode(result.tokens, skipSpecialTokens: true) == result.text)
+          let best = try await engine.generate(request(.regex(pattern), seed: seed, tokens: 200) { $0.temperature = 0 })
+            .result()
+          #expect(
+            best.text.hasPrefix("The donkey of Victor is \(Self.colours[Int(seed % 4)]), says Jonas. The baker is"))
           if !jumps { continue }
           if let known = alone[seed] { #expect(result.tokens == known, "seed \(seed), overlap \(overlap)") }
           alone[seed] = result.tokens
@@ -164,7 +163,7 @@ private let haveModel: Bool = {
 
   @Test("A grammar that is wrong ends its request alone, with the reason")
   func errors() async throws {
-    try await withEngine(EngineConfiguration(modelPath: model)) { engine in
+    try await withEngine(configuration()) { engine in
       for _ in 0..<2 {
         // The second time the error comes from the cache.
         let error = await #expect(throws: EngineError.self) {
@@ -179,26 +178,27 @@ private let haveModel: Bool = {
     }
   }
 
-  @Test("After a retraction the grammar goes on where it was")
+  @Test("After a retraction the grammar goes on where it was, and the tokens are those of a request alone")
   func retraction() async throws {
-    var configuration = EngineConfiguration(modelPath: model)
-    configuration.maxTotalTokens = 576
+    let pattern = "([a-z]{3,8} ){24,30}end"
+    func asked(_ seed: UInt64) -> Request { request(.regex(pattern), seed: seed, tokens: 160) { $0.temperature = 2 } }
+    var alone: [[TokenID]] = []
+    try await withEngine(configuration()) { engine in
+      for seed in UInt64(0)..<5 { alone.append(try await engine.generate(asked(seed)).result().tokens) }
+    }
+    var configuration = configuration()
+    configuration.maxTotalTokens = 320
     configuration.scheduleConservativeness = 0.05
     try await withEngine(configuration) { engine in
-      let pattern = "([a-z]{3,8} ){60,70}end"
-      let retractions = try await withThrowingTaskGroup(of: Int.self) { group in
-        for seed in UInt64(1)...6 {
-          let request = request(.regex(pattern), seed: seed, tokens: 400)
-          group.addTask {
-            let result = try await engine.generate(request).result()
-            let isWhole = if case .stop = result.finishReason { true } else { false }
-            #expect(matches(result.text, isWhole ? pattern : "([a-z]{0,8} ?)*"), "\(result.text)")
-            return result.usage.retractions
-          }
-        }
-        var total = 0
-        for try await count in group { total += count }
-        return total
+      // All begin at once.
+      let streams = try (0..<5).map { try engine.generate(asked(UInt64($0))) }
+      var retractions = 0
+      for (seed, stream) in streams.enumerated() {
+        let result = try await stream.result()
+        #expect(result.tokens == alone[seed], "seed \(seed)")
+        let isWhole = if case .stop = result.finishReason { true } else { false }
+        #expect(matches(result.text, isWhole ? pattern : "([a-z]{0,8} ?)*"), "\(result.text)")
+        retractions += result.usage.retractions
       }
       #expect(retractions > 0, "Nothing was retracted, so the test shows nothing.")
     }

@@ -113,24 +113,37 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
 
   // MARK: In the engine
 
+  /// Sums that the demo model works out in steps before it answers.
+  private static let sums = [(89, 35), (47, 27), (38, 54)]
+
+  /// A request for a sum. The demo model opens its thought itself, unless the prompt has done so.
   private func request(
-    _ seed: UInt64, budget: Int?, isOpen: Bool = true, grammar: GrammarSpecification? = nil, logprobs: Bool = false
+    _ sum: (Int, Int), budget: Int?, isOpen: Bool = false, seed: UInt64? = nil, grammar: GrammarSpecification? = nil,
+    logprobs: Bool = false
   ) -> Request {
-    var sampling = SamplingParameters()
+    var sampling = seed == nil ? SamplingParameters.greedy : SamplingParameters()
     sampling.seed = seed
-    sampling.maxNewTokens = 40
-    sampling.ignoreEOS = grammar == nil
+    sampling.maxNewTokens = 120
     sampling.thinkingBudget = budget
     sampling.thinkingMarks.isOpen = isOpen
     sampling.skipSpecialTokens = false
     sampling.grammar = grammar
-    let prompt = "The numbers are one, two, three, four, one, two, three, four, one, two"
+    let prompt =
+      "<|im_start|>user\nWhat is \(sum.0) + \(sum.1)?<|im_end|>\n<|im_start|>assistant\n" + (isOpen ? "<think>\n" : "")
     return Request(prompt: .text(prompt), sampling: sampling, logprobs: logprobs ? LogprobOptions() : nil)
   }
 
-  @Test("The end comes after the budget; tokens are the same in every way of running, alone and among others")
+  /// The thought and the answer of a text.
+  private func parts(_ text: String) -> (thought: String, answer: String)? {
+    let parts = text.components(separatedBy: "</think>")
+    guard parts.count == 2 else { return nil }
+    let thought = parts[0].hasPrefix("<think>\n") ? String(parts[0].dropFirst(8)) : parts[0]
+    return (thought, parts[1].replacing("<|im_end|>", with: "").trimmingCharacters(in: .whitespacesAndNewlines))
+  }
+
+  @Test("A whole thought leads to the sum, a cut one is its beginning; tokens are the same in every way of running")
   func budgets() async throws {
-    var known: [UInt64: [TokenID]] = [:]
+    var known: [Int: [TokenID]] = [:]
     for (overlap, jumps, drafts) in [(true, true, 0), (false, true, 0), (true, false, 0), (true, true, 4)] {
       var configuration = EngineConfiguration(modelPath: model)
       configuration.enablesOverlap = overlap
@@ -138,27 +151,40 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
       configuration.speculativeDraftTokens = drafts
       configuration.maxTotalTokens = 4096
       try await withEngine(configuration) { engine in
-        let budgets = [0, 1, 5, 17, nil]
-        let streams = try (0..<10).map { index in
-          try engine.generate(request(UInt64(index), budget: budgets[index % 5], logprobs: index == 7))
+        // Greedy and drawn, and for each sum the budgets; the whole thoughts come first.
+        let budgets: [Int?] = [nil, 3, 6, 12, 1000]
+        func asked(_ index: Int, logprobs: Bool = false) -> Request {
+          request(
+            Self.sums[index % 3], budget: budgets[index / 3 % 5], seed: index < 15 ? nil : UInt64(index),
+            logprobs: logprobs)
         }
+        let streams = try (0..<20).map { try engine.generate(asked($0, logprobs: $0 == 4)) }
         for (index, stream) in streams.enumerated() {
           let result = try await stream.result()
-          let seed = UInt64(index)
-          if let tokens = known[seed] {
-            #expect(result.tokens == tokens, "seed \(seed), overlap \(overlap), jumps \(jumps), drafts \(drafts)")
+          if let tokens = known[index] {
+            #expect(result.tokens == tokens, "request \(index), overlap \(overlap), jumps \(jumps), drafts \(drafts)")
           } else {
-            let alone = try await engine.generate(request(seed, budget: budgets[index % 5])).result()
-            #expect(alone.tokens == result.tokens, "seed \(seed) alone")
+            let alone = try await engine.generate(asked(index)).result()
+            #expect(alone.tokens == result.tokens, "request \(index) alone")
           }
-          known[seed] = result.tokens
-          #expect(result.tokens.count == 40)
-          if result.logprobs.count > 0 { #expect(result.logprobs.count == 40) }
-          guard let budget = budgets[index % 5] else { continue }
-          let rest = try engine.decode(Array(result.tokens.dropFirst(budget)), skipSpecialTokens: false)
-          let thought = try engine.decode(Array(result.tokens.prefix(budget)), skipSpecialTokens: false)
-          if thought.contains("</think>") { continue }
-          #expect(rest.hasPrefix("\n</think>") || rest.hasPrefix("</think>"), "seed \(seed): \(result.text)")
+          known[index] = result.tokens
+          if result.logprobs.count > 0 { #expect(result.logprobs.count == result.tokens.count) }
+          if case .stop = result.finishReason {} else { Issue.record("\(result.finishReason): \(result.text)") }
+          guard index < 15, let (thought, answer) = parts(result.text) else {
+            if index < 15 { Issue.record("no thought: \(result.text)") }
+            continue
+          }
+          let (first, second) = Self.sums[index % 3]
+          let whole = try #require(parts(try engine.decode(known[index % 3]!, skipSpecialTokens: false)))
+          guard let budget = budgets[index / 3 % 5], budget < 1000 else {
+            #expect(answer == "\(first) + \(second) = \(first + second)" && thought == whole.thought, "\(result.text)")
+            continue
+          }
+          // The answer is of the same form, though without the steps it is a guess.
+          #expect(answer.hasPrefix("\(first) + \(second) = ") && answer.count <= 15, "\(result.text)")
+          let kept = thought.trimmingCharacters(in: .whitespacesAndNewlines)
+          #expect(whole.thought.hasPrefix(kept) && kept.count < whole.thought.count, "\(result.text)")
+          #expect(try engine.encode(kept, addSpecialTokens: false).count <= budget)
         }
       }
     }
@@ -167,42 +193,37 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
   @Test("A grammar behind the thought goes on after the forced end, whoever opened the thought")
   func grammars() async throws {
     let thought = #"{"type": "tag", "begin": "BEGIN", "content": {"type": "any_text"}, "end": "</think>"}"#
-    let rest = #"{"type": "regex", "pattern": "\n?(yes|no), [0-9]{3}"}"#
     for isOpen in [true, false] {
       let begin = isOpen ? "" : "<think>"
-      let tag =
-        #"{"type": "structural_tag", "format": {"type": "sequence", "elements": ["#
-        + thought.replacing("BEGIN", with: begin) + "," + rest + "]}}"
-      var known: [UInt64: String] = [:]
       for overlap in [true, false] {
         var configuration = EngineConfiguration(modelPath: model)
         configuration.enablesOverlap = overlap
         configuration.maxTotalTokens = 4096
         try await withEngine(configuration) { engine in
-          for seed in UInt64(0)..<4 {
-            let budget = 6
-            let result = try await engine.generate(
-              request(seed, budget: budget, isOpen: isOpen, grammar: .structuralTag(tag))
-            ).result()
-            if case .stop = result.finishReason {} else { Issue.record("\(result.finishReason): \(result.text)") }
-            #expect(result.text.hasPrefix(begin))
-            let parts = result.text.dropFirst(begin.count).split(
-              separator: "</think>", omittingEmptySubsequences: false)
-            #expect(parts.count == 2, "\(result.text)")
-            let answer = parts.last.map(String.init) ?? ""
-            #expect(answer.range(of: "^\n?(yes|no), [0-9]{3}$", options: .regularExpression) != nil, "\(result.text)")
-            // The tokens drawn between the marks, either of which may be spelled by several: the budget, and the end's.
-            func length(until isThere: (String) -> Bool) throws -> Int {
-              try (0...result.tokens.count).first {
-                isThere(try engine.decode(Array(result.tokens.prefix($0)), skipSpecialTokens: false))
-              } ?? .max
+          for (index, sum) in Self.sums.enumerated() {
+            // With other words than the model's own.
+            let rest = #"{"type": "regex", "pattern": "\\n{0,2}\#(sum.0) and \#(sum.1) = [0-9]{2,3}"}"#
+            let tag =
+              #"{"type": "structural_tag", "format": {"type": "sequence", "elements": ["#
+              + thought.replacing("BEGIN", with: begin) + "," + rest + "]}}"
+            for budget in [6, nil] {
+              // Greedy, and drawn.
+              for seed in [nil, UInt64(index)] {
+                let result = try await engine.generate(
+                  request(sum, budget: budget, isOpen: isOpen, seed: seed, grammar: .structuralTag(tag))
+                ).result()
+                if case .stop = result.finishReason {} else { Issue.record("\(result.finishReason): \(result.text)") }
+                #expect(result.text.hasPrefix(begin))
+                let (steps, answer) = try #require(parts(result.text), "\(result.text)")
+                #expect(answer.hasPrefix("\(sum.0) and \(sum.1) = "), "\(result.text)")
+                if let budget {
+                  let kept = steps.trimmingCharacters(in: .whitespacesAndNewlines)
+                  #expect(try engine.encode(kept, addSpecialTokens: false).count <= budget, "\(result.text)")
+                } else if seed == nil {
+                  #expect(answer.hasSuffix(" = \(sum.0 + sum.1)"), "\(result.text)")
+                }
+              }
             }
-            let opened = try length { $0.hasPrefix(begin) }
-            let closed = try length { $0.contains("</think>") }
-            let ending = try engine.encode("\n</think>", addSpecialTokens: false).count
-            #expect(closed - opened <= budget + ending, "\(result.text)")
-            if let text = known[seed] { #expect(text == result.text) }
-            known[seed] = result.text
           }
         }
       }
