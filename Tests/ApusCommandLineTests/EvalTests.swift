@@ -1,5 +1,7 @@
 import ApusCommandLine
 import ApusCore
+import ApusEngine
+import Foundation
 import Synchronization
 import Testing
 
@@ -128,6 +130,35 @@ import Testing
     #expect(report.json["scores"]?["b"] == 33.3 && report.json["asked"]?["a"] == 2)
     #expect(report.json["ended_by_itself"] == 80 || report.json["ended_by_itself"] == 80.0)
     #expect(report.table.contains("33.3") && report.table.contains("Failed"))
+  }
+}
+
+/// The demo model's held-out questions, through the engine and by the rules of `apus bench eval`.
+@Suite struct DemoEvalTests {
+  @Test func theDemoModelScoresAsItsCardSays() async throws {
+    let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+      .appendingPathComponent("../../Models/apus-demo").standardizedFileURL
+    let all = try EvalQuestion.read([UInt8](Data(contentsOf: folder.appendingPathComponent("evaluation.jsonl"))))
+    let card = try JSONValue.parse([UInt8](Data(contentsOf: folder.appendingPathComponent("evaluation.json"))))
+    var configuration = EngineConfiguration(modelPath: folder.path)
+    configuration.maxTotalTokens = 8192
+    let (questions, answers) = try await withEngine(configuration) { engine in
+      let skills = ["extraction", "list_copy", "addition_thinking", "multiple_choice_thinking", "tool_call"]
+      let questions = skills.flatMap { skill in all.filter { $0.skill == skill }.prefix(8) }
+      let answers = await EvalRun.answers(
+        to: questions, concurrency: 8,
+        ask: { await EvalRun.answer(to: $0, from: engine, maxNewTokens: 200) }, progress: { _ in })
+      return (questions, answers)
+    }
+    let report = EvalReport(questions, answers, seconds: 1)
+    #expect(report.failed == 0 && report.ended >= report.asked - 1)
+    #expect(report.skills.count == 5)
+    for skill in report.skills {
+      let promised = try #require(card["scores"]?[skill.name]?.doubleValue)
+      // Of so few questions two may be wrong where the card counts many.
+      let least = promised / 100 * Double(skill.asked) - 2
+      #expect(Double(skill.right) >= least, "\(skill.name): \(skill.right) of \(skill.asked), \(promised)% promised")
+    }
   }
 }
 

@@ -7,7 +7,8 @@ import Testing
 private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
   .appendingPathComponent("../../Models/apus-demo").standardizedFileURL.path
 
-/// What constraints, tools and the cache are for, on weights that understand what they are asked.
+/// What constraints and the cache are for, on weights that understand what they are asked; tools and protocols are asked
+/// through the server.
 @Suite("What the demo model means", .serialized) struct DemoModelMeaningTests {
   private func configuration() -> EngineConfiguration {
     var configuration = EngineConfiguration(modelPath: directory)
@@ -15,9 +16,8 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
     return configuration
   }
 
-  private func tokens(_ messages: JSONValue, tools: JSONValue? = nil, _ engine: Engine) throws -> [TokenID] {
-    let text = try engine.renderChat(
-      ChatPrompt(messages: messages, tools: tools, variables: ["enable_thinking": false]))
+  private func tokens(_ messages: JSONValue, _ engine: Engine) throws -> [TokenID] {
+    let text = try engine.renderChat(ChatPrompt(messages: messages, variables: ["enable_thinking": false]))
     return try engine.encode(text, addSpecialTokens: false)
   }
 
@@ -145,78 +145,40 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
     }
   }
 
-  @Test("In a conversation of several turns only what is new is computed, and the answers are the same and right")
+  @Test(
+    "In a conversation of several turns only what is new is computed, and the answers are right and the same to the bit"
+  )
   func turns() async throws {
     let story = "Story: Victor is a baker. Victor owns a blue donkey. Jonas lives in Ashford. Jonas loves rice."
     let turns = [
       ("\(story)\nQuestion: What does Victor work as?", "baker"), ("In which town does Jonas live?", "Ashford"),
       ("What colour is the donkey?", "blue"),
     ]
-    var answers: [[String]] = []
+    var answers: [[[PositionLogprobs]]] = []
     for caches in [true, false] {
       var configuration = configuration()
       configuration.enablesPrefixCache = caches
       try await withEngine(configuration) { engine in
         var messages: [JSONValue] = []
-        var texts: [String] = []
+        var bits: [[PositionLogprobs]] = []
         var known = 0
         for (question, word) in turns {
           messages.append(["role": "user", "content": .string(question)])
           let prompt = try tokens(.array(messages), engine)
-          let result = try await engine.generate(request(prompt)).result()
+          var asked = request(prompt)
+          asked.logprobs = LogprobOptions(topCount: 2)
+          let result = try await engine.generate(asked).result()
           #expect(result.text.contains(word), "\(question) \(result.text)")
           // Whole pages of what came before, the mark that opens an answer aside.
           let cached = result.usage.cachedTokens
           if caches { #expect(cached >= (known - 16) / 16 * 16, "\(cached) of \(known)") } else { #expect(cached == 0) }
           known = prompt.count + result.tokens.count
-          texts.append(result.text)
+          bits.append(result.logprobs)
           messages.append(["role": "assistant", "content": .string(result.text)])
         }
-        answers.append(texts)
+        answers.append(bits)
       }
     }
     #expect(answers[0] == answers[1])
-  }
-
-  @Test("It calls the tool that the question is for, with the question's word, and reads the result")
-  func tools() async throws {
-    let tools: JSONValue = [
-      [
-        "type": "function",
-        "function": [
-          "name": "get_stock", "description": "Count how much food is left.",
-          "parameters": ["type": "object", "properties": ["food": ["type": "string"]], "required": ["food"]],
-        ],
-      ],
-      [
-        "type": "function",
-        "function": [
-          "name": "buy",
-          "parameters": [
-            "type": "object", "properties": ["item": ["type": "string"], "quantity": ["type": "integer"]],
-            "required": ["item", "quantity"],
-          ],
-        ],
-      ],
-    ]
-    try await withEngine(configuration()) { engine in
-      for food in ["oranges", "rice"] {
-        var messages: [JSONValue] = [["role": "user", "content": .string("How much \(food) is left?")]]
-        let call = try await engine.generate(
-          request(try tokens(.array(messages), tools: tools, engine)) { $0.skipSpecialTokens = false }
-        ).result()
-        #expect(call.text.contains("\"name\": \"get_stock\""), "\(call.text)")
-        #expect(call.text.contains("\"food\": \"\(food)\""), "\(call.text)")
-        messages.append([
-          "role": "assistant", "content": "",
-          "tool_calls": [
-            ["type": "function", "function": ["name": "get_stock", "arguments": ["food": .string(food)]]]
-          ],
-        ])
-        messages.append(["role": "tool", "content": #"{"left": 74}"#])
-        let answer = try await engine.generate(request(try tokens(.array(messages), tools: tools, engine))).result()
-        #expect(answer.text.contains("74"), "\(answer.text)")
-      }
-    }
   }
 }

@@ -23,7 +23,7 @@ extension RouteClient {
   }
 
   /// Uploads lines and makes a batch of them. Returns its id.
-  fileprivate func batch(_ lines: [String], endpoint: String = "/v1/completions") async throws -> String {
+  func batch(_ lines: [String], endpoint: String = "/v1/completions") async throws -> String {
     let file = try await upload(form(lines.joined(separator: "\n"))).json["id"]!
     let answer = try await post(
       "/v1/batches", ["input_file_id": file, "endpoint": .string(endpoint), "completion_window": "24h"])
@@ -32,14 +32,14 @@ extension RouteClient {
   }
 
   /// Waits for the end of a batch.
-  fileprivate func end(of batch: String) async throws -> JSONValue {
+  func end(of batch: String) async throws -> JSONValue {
     try await until({ try await get("/v1/batches/\(batch)").json }) {
       ["completed", "failed", "expired", "cancelled"].contains($0["status"]?.stringValue)
     }
   }
 
   /// The lines of a file.
-  fileprivate func lines(of file: JSONValue?) async throws -> [JSONValue] {
+  func lines(of file: JSONValue?) async throws -> [JSONValue] {
     guard let id = file?.stringValue else { return [] }
     let text = try await get("/v1/files/\(id)/content").text
     #expect(text.hasSuffix("\n"))

@@ -9,7 +9,7 @@ import Testing
 
 /// Calls the routes of a server with a store, without a socket.
 func withStore<Value: Sendable>(
-  _ service: FakeService = FakeService(), _ store: Store? = nil,
+  _ service: any GenerationService = FakeService(), _ store: Store? = nil,
   _ configuration: ServerConfiguration = testConfiguration(),
   _ body: @Sendable (RouteClient, Server) async throws -> Value
 ) async throws -> Value {
