@@ -9,7 +9,7 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("InternalImportsByDefault"),
 ]
 
-// Tests that do not reckon are compiled without optimisation: a third of a cold build went into optimising code that runs once.
+// Tests that do not reckon are compiled without optimisation: optimising code that runs once took minutes of a cold build.
 // What computes (kernels, models, scheduling in the simulator, tokenization) keeps it, since its slow twins would take minutes.
 let testSettings = settings + [.unsafeFlags(["-Onone"])]
 

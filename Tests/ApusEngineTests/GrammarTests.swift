@@ -121,9 +121,10 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
           #expect(try engine.decode(result.tokens, skipSpecialTokens: true) == result.text)
           let best = try await engine.generate(request(.regex(pattern), seed: seed, tokens: 200) { $0.temperature = 0 })
             .result()
+          // What was drawn token by token may be in pieces that the model has never read, and so wrong.
+          if !jumps { continue }
           #expect(
             best.text.hasPrefix("The donkey of Victor is \(Self.colours[Int(seed % 4)]), says Jonas. The baker is"))
-          if !jumps { continue }
           if let known = alone[seed] { #expect(result.tokens == known, "seed \(seed), overlap \(overlap)") }
           alone[seed] = result.tokens
           // Where no draw stands between them, tokens are the tokenizer's own.
@@ -180,14 +181,14 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
 
   @Test("After a retraction the grammar goes on where it was, and the tokens are those of a request alone")
   func retraction() async throws {
-    let pattern = "([a-z]{3,8} ){24,30}end"
-    func asked(_ seed: UInt64) -> Request { request(.regex(pattern), seed: seed, tokens: 160) { $0.temperature = 2 } }
+    let pattern = "([a-z]{3,8} ){60,70}end"
+    func asked(_ seed: UInt64) -> Request { request(.regex(pattern), seed: seed, tokens: 300) { $0.temperature = 2 } }
     var alone: [[TokenID]] = []
     try await withEngine(configuration()) { engine in
       for seed in UInt64(0)..<5 { alone.append(try await engine.generate(asked(seed)).result().tokens) }
     }
     var configuration = configuration()
-    configuration.maxTotalTokens = 320
+    configuration.maxTotalTokens = 448
     configuration.scheduleConservativeness = 0.05
     try await withEngine(configuration) { engine in
       // All begin at once.

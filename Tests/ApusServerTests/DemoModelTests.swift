@@ -10,10 +10,16 @@ let demoModel = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
 
 /// The routes of a server whose model is the demo model.
 private func withDemo<Value: Sendable>(_ body: @Sendable (RouteClient) async throws -> Value) async throws -> Value {
+  try await withDemo { client, _ in try await body(client) }
+}
+
+private func withDemo<Value: Sendable>(
+  _ body: @Sendable (RouteClient, Engine) async throws -> Value
+) async throws -> Value {
   var configuration = EngineConfiguration(modelPath: demoModel)
   configuration.maxTotalTokens = 8192
   return try await withEngine(configuration) { engine in
-    try await withStore(engine) { client, _ in try await body(client) }
+    try await withStore(engine) { client, _ in try await body(client, engine) }
   }
 }
 
@@ -218,12 +224,12 @@ private struct Streamed {
       ("\(story)\nQuestion: What does Victor work as?", "baker"), ("In which town does Jonas live?", "Ashford"),
       ("What colour is the donkey?", "blue"),
     ]
-    let answers = try await withDemo { client in
+    let answers = try await withDemo { client, engine in
       let made = try await client.post("/v1/conversations", [:])
       let conversation = try #require(made.json["id"])
       var all: [[String]] = []
       for way in ["messages", "previous response", "conversation"] {
-        #expect(try await client.get("/flush_cache").status == 200)
+        #expect(await engine.flushCache(timeout: 10))
         var (messages, known, previous, texts) = ([JSONValue](), 0, JSONValue?.none, [String]())
         for (question, word) in turns {
           let (answer, text): (JSONValue, String)
