@@ -75,7 +75,7 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
       for text in texts {
         let logits = try loaded.steps.promptLogits(text.tokens, positions: Array(text.tokens.indices))
         said += text.answer.map { place in TokenID(logits[place].firstIndex(of: logits[place].max()!)!) }
-        all += logits
+        all += text.answer.map { logits[$0] }
       }
       let right = zip(said, wanted).filter { $0 == $1 }.count
       return (all, Double(right) / Double(wanted.count))

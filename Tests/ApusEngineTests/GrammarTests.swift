@@ -181,14 +181,14 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
 
   @Test("After a retraction the grammar goes on where it was, and the tokens are those of a request alone")
   func retraction() async throws {
-    let pattern = "([a-z]{3,8} ){60,70}end"
-    func asked(_ seed: UInt64) -> Request { request(.regex(pattern), seed: seed, tokens: 300) { $0.temperature = 2 } }
+    let pattern = "([a-z]{3,8} ){110,120}end"
+    func asked(_ seed: UInt64) -> Request { request(.regex(pattern), seed: seed, tokens: 240) { $0.temperature = 2 } }
     var alone: [[TokenID]] = []
     try await withEngine(configuration()) { engine in
       for seed in UInt64(0)..<5 { alone.append(try await engine.generate(asked(seed)).result().tokens) }
     }
     var configuration = configuration()
-    configuration.maxTotalTokens = 448
+    configuration.maxTotalTokens = 352
     configuration.scheduleConservativeness = 0.05
     try await withEngine(configuration) { engine in
       // All begin at once.
