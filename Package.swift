@@ -9,8 +9,8 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("InternalImportsByDefault"),
 ]
 
-// Tests that do not reckon are compiled without optimisation: optimising code that runs once took minutes of a cold build.
-// What computes (kernels, models, scheduling in the simulator, tokenization) keeps it, since its slow twins would take minutes.
+// Tests that do not reckon are compiled without optimisation: optimising code that runs once took minutes of a cold
+// build. What computes (kernels, models, scheduling in the simulator, tokenization) keeps it, for its slow twins' sake.
 let testSettings = settings + [.unsafeFlags(["-Onone"])]
 
 let package = Package(
@@ -153,7 +153,7 @@ let package = Package(
       ], exclude: ["Goldens"], swiftSettings: testSettings),
     .testTarget(name: "ApusHubTests", dependencies: ["ApusCore", "ApusHub", "CHash"], swiftSettings: testSettings),
     .testTarget(
-      name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine", "ApusEngine"],
+      name: "ApusCommandLineTests", dependencies: ["ApusCore", "ApusCommandLine", "ApusEngine", "ApusTesting"],
       swiftSettings: testSettings),
   ]
 )

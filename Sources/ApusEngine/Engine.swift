@@ -17,8 +17,8 @@ import Synchronization
 /// }
 /// ```
 ///
-/// The engine owns a thread for its loop, one that wakes readers, one for the model and a pool for the kernels. It is safe to use from any
-/// thread or task. Stop it with `shutdown()`; `withEngine` does so by itself.
+/// The engine owns a thread for its loop, one that wakes readers, one for the model and a pool for the kernels. It is
+/// safe to use from any thread or task. Stop it with `shutdown()`; `withEngine` does so by itself.
 public final class Engine: GenerationService {
   public let model: ModelInformation
   /// What start-up decided, one sentence a line: device, threads, formats, K/V size, limits.
@@ -561,7 +561,8 @@ public final class Engine: GenerationService {
   ) -> [String] {
     [
       "model    \(name): \(model.architecture), \(grouped(model.parameterCount)) parameters, "
-        + "\(model.dtype), output layer \(model.outputDtype) (\(mebibytes(model.weightBytes))), context \(model.contextLength) tokens",
+        + "\(model.dtype), output layer \(model.outputDtype) (\(mebibytes(model.weightBytes))), "
+        + "context \(model.contextLength) tokens",
       "device   \(model.backend)",
       "kv cache \(model.kvCapacityTokens) tokens in \(model.kvDtype), up to \(mebibytes(model.kvCacheBytes))"
         + (configuration.enablesPrefixCache ? ", prefixes shared" : ", prefixes not shared"),

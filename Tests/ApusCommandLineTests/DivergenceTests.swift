@@ -1,4 +1,4 @@
-import ApusCommandLine
+import ApusTesting
 import Glibc
 import Testing
 

@@ -2,6 +2,7 @@ import ApusCore
 import ApusExecution
 import ApusModels
 import ApusTensors
+import ApusTesting
 import ApusTokenization
 import Foundation
 import Testing
@@ -26,22 +27,6 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
         ("K/V int8", 0.05, 0.9, { $0.kvDType = .int8 }),
         ("K/V fp8", 0.1, 0.85, { $0.kvDType = .float8 }),
       ]
-
-  /// Mean Kullback-Leibler divergence from the first to the second, in nats for a token, and how often both have the same
-  /// most likely token.
-  static func compare(_ original: [[Float]], _ other: [[Float]]) -> (divergence: Double, agreement: Double) {
-    var (divergence, agreed) = (0.0, 0)
-    for (p, q) in zip(original, other) {
-      func normalizer(_ logits: [Float]) -> Double {
-        let most = Double(logits.max()!)
-        return most + log(logits.reduce(0.0) { $0 + exp(Double($1) - most) })
-      }
-      let (a, b) = (normalizer(p), normalizer(q))
-      for (x, y) in zip(p, q) { divergence += exp(Double(x) - a) * ((Double(x) - a) - (Double(y) - b)) }
-      if p.firstIndex(of: p.max()!) == q.firstIndex(of: q.max()!) { agreed += 1 }
-    }
-    return (divergence / Double(original.count), Double(agreed) / Double(original.count))
-  }
 
   /// Held-out questions with their right answers, and where in each the answer's tokens are predicted.
   private static func texts() throws -> [(tokens: [TokenID], answer: Range<Int>)] {
@@ -85,12 +70,12 @@ private let directory = URL(fileURLWithPath: #filePath).deletingLastPathComponen
     #expect(original.right > 0.95)
     for format in Self.formats {
       let other = try logits(format.configure)
-      let (divergence, agreement) = Self.compare(original.all, other.all)
+      let found = Divergence(reference: original.all, other: other.all)
       print(
-        "quality: apus-demo, \(format.name): KL \(Float(divergence)) nats, agreement \(Float(agreement)), "
+        "quality: apus-demo, \(format.name): KL \(Float(found.mean)) nats, agreement \(Float(found.agreement)), "
           + "\(original.all.count) tokens, right \(other.right)")
-      #expect(divergence > 0 && divergence < format.divergence, "\(format.name)")
-      #expect(agreement > format.agreement, "\(format.name)")
+      #expect(found.mean > 0 && found.mean < format.divergence, "\(format.name)")
+      #expect(found.agreement > format.agreement, "\(format.name)")
       #expect(other.right > original.right - format.divergence, "\(format.name): \(other.right)")
     }
   }

@@ -2,28 +2,12 @@ import ApusCore
 import ApusExecution
 import ApusModels
 import ApusTensors
-import Glibc
+import ApusTesting
 import Testing
 
 /// How far formats of weights move predictions where numbers stand out. What they do to a trained model is tested with the
 /// engine's tests.
 @Suite(.serialized) struct QualityTests {
-  /// Mean Kullback-Leibler divergence from the first to the second, in nats for a token, and how often both have the same
-  /// most likely token.
-  static func compare(_ original: [[Float]], _ other: [[Float]]) -> (divergence: Double, agreement: Double) {
-    var (divergence, agreed) = (0.0, 0)
-    for (p, q) in zip(original, other) {
-      func normalizer(_ logits: [Float]) -> Double {
-        let most = Double(logits.max()!)
-        return most + log(logits.reduce(0.0) { $0 + exp(Double($1) - most) })
-      }
-      let (a, b) = (normalizer(p), normalizer(q))
-      for (x, y) in zip(p, q) { divergence += exp(Double(x) - a) * ((Double(x) - a) - (Double(y) - b)) }
-      if p.firstIndex(of: p.max()!) == q.firstIndex(of: q.max()!) { agreed += 1 }
-    }
-    return (divergence / Double(original.count), Double(agreed) / Double(original.count))
-  }
-
   static func logits(_ loaded: LoadedModel, _ texts: [[TokenID]]) throws -> [[Float]] {
     try texts.flatMap { try loaded.steps.promptLogits($0, positions: Array($0.indices)) }
   }
@@ -74,11 +58,11 @@ import Testing
       let loaded = try load(.int8)
       #expect((loaded.description.regroupedLayers > 0) == isRegrouped, "\(loaded.description.regroupedLayers)")
       for (name, model) in [("int8", loaded), ("int4", try load(.codes(.int4)))] {
-        let (divergence, agreement) = Self.compare(original, try Self.logits(model, [text]))
+        let found = Divergence(reference: original, other: try Self.logits(model, [text]))
         print(
-          "quality: random, outliers of \(factor), \(name): KL \(Float(divergence)) nats, agreement \(Float(agreement)), "
+          "quality: random, outliers of \(factor), \(name): KL \(Float(found.mean)) nats, agreement \(Float(found.agreement)), "
             + "\(model.description.regroupedLayers) layers regrouped")
-        if name == "int8" { #expect(divergence < 0.05 && agreement > 0.85) }
+        if name == "int8" { #expect(found.mean < 0.05 && found.agreement > 0.85) }
       }
     }
   }

@@ -2,6 +2,7 @@ import ApusCore
 import ApusEngine
 import ApusExecution
 import ApusTensors
+import ApusTesting
 import ApusTokenization
 import ArgumentParser
 

@@ -1,6 +1,7 @@
 import Glibc
 
-/// How far one model's predictions are from another's over the same tokens: what `apus bench quality` reports.
+/// How far one model's predictions are from another's over the same tokens: what `apus bench quality` reports
+/// and tests of formats hold.
 package struct Divergence: Sendable {
   /// Kullback-Leibler divergence from the reference's distribution to the other's at each position, in nats.
   package private(set) var nats: [Double] = []
@@ -13,6 +14,11 @@ package struct Divergence: Sendable {
 
   /// Nothing compared yet.
   package init() {}
+
+  /// Compares logits at as many positions, whose next tokens do not matter.
+  package init(reference: [[Float]], other: [[Float]]) {
+    for (reference, other) in zip(reference, other) { add(reference: reference, other: other, next: nil) }
+  }
 
   /// Compares one position.
   /// - Parameters:
@@ -37,6 +43,8 @@ package struct Divergence: Sendable {
     }
   }
 
+  /// Mean Kullback-Leibler divergence, in nats for a token.
+  package var mean: Double { nats.reduce(0, +) / Double(max(1, nats.count)) }
   /// Share of positions at which both find the same token most likely, in 0...1.
   package var agreement: Double { Double(agreed) / Double(max(1, nats.count)) }
   /// exp of the mean negative log-likelihood of the text's tokens, under the reference and under the other model.
