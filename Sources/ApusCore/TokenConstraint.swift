@@ -24,6 +24,10 @@ public protocol TokenMatcher: AnyObject {
   var failure: EngineError? { get }
   /// Writes which tokens may come next: bit `id % 32` of word `id / 32`.
   func fillMask(into mask: UnsafeMutablePointer<UInt32>)
+  /// The same within a bound, for those who cannot be kept waiting.
+  /// - Parameter work: steps that the search through the vocabulary may take, each of some ten nanoseconds.
+  /// - Returns: false, with a mask that says nothing, if more are needed. Nothing else changes then.
+  func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool
   /// Takes the next token; false, and nothing changes, if it is not allowed.
   func accept(_ token: TokenID) -> Bool
   /// Takes the tokens that have to come next and gives them: where the constraint leaves one continuation, no forward
@@ -35,6 +39,12 @@ public protocol TokenMatcher: AnyObject {
 }
 
 extension TokenMatcher {
+  /// A matcher whose masks all cost little.
+  public func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool {
+    fillMask(into: mask)
+    return true
+  }
+
   /// After the end of its text a constraint says nothing more.
   public var allowsEverything: Bool { isTerminated }
 

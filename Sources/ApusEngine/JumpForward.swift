@@ -41,6 +41,8 @@ final class JumpForwardMatcher: TokenMatcher {
 
   func fillMask(into mask: UnsafeMutablePointer<UInt32>) { matcher.fillMask(into: mask) }
 
+  func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool { matcher.fillMask(into: mask, work: work) }
+
   func accept(_ token: TokenID) -> Bool {
     guard matcher.accept(token) else { return false }
     if context.count == Self.contextTokens { context.removeFirst() }

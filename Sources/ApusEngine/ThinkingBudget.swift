@@ -108,18 +108,21 @@ final class ThinkingBudgetMatcher: TokenMatcher {
   var failure: EngineError? { inner?.failure }
   var allowsEverything: Bool { place != .closing && (inner?.allowsEverything ?? true) }
 
-  func fillMask(into mask: UnsafeMutablePointer<UInt32>) {
+  func fillMask(into mask: UnsafeMutablePointer<UInt32>) { _ = fillMask(into: mask, work: .max) }
+
+  func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool {
     if let inner, !inner.allowsEverything {
-      inner.fillMask(into: mask)
+      if !inner.fillMask(into: mask, work: work) { return false }
     } else {
       mask.update(repeating: ~0, count: maskWordCount)
     }
-    guard place == .closing else { return }
+    guard place == .closing else { return true }
     let token = ending[ended]
     // A grammar that knows no end of thought here keeps its word.
-    guard mask[Int(token >> 5)] >> UInt32(token & 31) & 1 == 1 else { return }
+    guard mask[Int(token >> 5)] >> UInt32(token & 31) & 1 == 1 else { return true }
     mask.update(repeating: 0, count: maskWordCount)
     mask[Int(token >> 5)] = 1 << UInt32(token & 31)
+    return true
   }
 
   func accept(_ token: TokenID) -> Bool {

@@ -9,8 +9,9 @@ import Glibc
 /// fills it himself, so that with no threads at all every mask is filled just before its draw, with the same bits.
 ///
 /// **Slow masks.** A grammar may be one whose masks take milliseconds or more. The model's thread fills only masks of
-/// requests whose last masks were quick, and waits for the others a short time (`gather`); a request whose mask is not there
-/// then sits the draw out, and the step goes on without it. Matchers of one grammar take turns, so that the same holds for
+/// requests whose last masks were quick, gives one up that turns out to take more work than those (`helpWork`), and waits for
+/// the others a short time (`gather`); a request whose mask is not there then sits the draw out, and the step goes on without
+/// it. Matchers of one grammar take turns, so that the same holds for
 /// all requests of a grammar whose mask is being filled. While draws are taken down no thread begins a mask: what the model's
 /// thread asks matchers of requests that draw is then never kept waiting. Where slow masks hold up all threads, further
 /// ones start, a few.
@@ -48,6 +49,9 @@ final class MaskFiller: @unchecked Sendable {
   static let spareThreads = 8
   /// Seconds of processor time within which a mask counts as quick: more than 99 of 100 take.
   static let quickFill = 0.0005
+  /// Work on a mask that the model's thread fills itself before it leaves it to the others: about 0.3 ms
+  /// (`TokenMatcher.fillMask(into:work:)`). A count and no time, so that a busy machine gives up no more masks than an idle one.
+  static let helpWork = 1 << 15
   /// Quick masks after a slow one until a matcher's masks count as quick again.
   static let probation = 64
   /// Seconds that a step waits for masks that were not wanted before, while other requests could go on.
@@ -174,7 +178,7 @@ final class MaskFiller: @unchecked Sendable {
   }
 
   /// Fills a mask that is wanted now if no thread has begun it. Does not wait for a thread.
-  /// - Parameter onlyIfQuick: leaves it if it may take long, or if its grammar is in use.
+  /// - Parameter onlyIfQuick: leaves it if it may take long, or turns out to, or if its grammar is in use.
   fileprivate func help(_ matcher: MaskedMatcher, onlyIfQuick: Bool = false) {
     pthread_mutex_lock(lock)
     var isMine = matcher.state == .queued || matcher.state == .stale
@@ -193,10 +197,17 @@ final class MaskFiller: @unchecked Sendable {
     }
     pthread_mutex_unlock(lock)
     if !isMine { return }
-    let seconds = matcher.timedFill()
+    let (seconds, isFilled) = matcher.timedFill(work: onlyIfQuick ? Self.helpWork : .max)
     pthread_mutex_lock(lock)
-    finished(matcher, seconds)
-    filledOnDemand += 1
+    if isFilled {
+      finished(matcher, seconds)
+      filledOnDemand += 1
+    } else {
+      matcher.pace.noteSlow()
+      matcher.state = .queued
+      queue.append(matcher)
+      release(matcher)
+    }
     pthread_mutex_unlock(lock)
   }
 
@@ -204,6 +215,11 @@ final class MaskFiller: @unchecked Sendable {
   private func finished(_ matcher: MaskedMatcher, _ seconds: Double) {
     matcher.pace.note(seconds)
     matcher.state = .ready
+    release(matcher)
+  }
+
+  /// Lets go of what a mask needed. The lock is held.
+  private func release(_ matcher: MaskedMatcher) {
     if let index = excluded.firstIndex(of: matcher.exclusion) { excluded.remove(at: index) }
   }
 
@@ -284,7 +300,7 @@ final class MaskFiller: @unchecked Sendable {
       matcher.state = .filling
       excluded.append(matcher.exclusion)
       pthread_mutex_unlock(lock)
-      let seconds = matcher.timedFill()
+      let seconds = matcher.timedFill().seconds
       pthread_mutex_lock(lock)
       finished(matcher, seconds)
       if isSuspect { suspectCount -= 1 }
@@ -307,8 +323,10 @@ final class MaskPace {
 
   fileprivate func note(_ seconds: Double) {
     count += 1
-    if seconds > MaskFiller.quickFill { trials = MaskFiller.probation } else if trials > 0 { trials -= 1 }
+    if seconds > MaskFiller.quickFill { noteSlow() } else if trials > 0 { trials -= 1 }
   }
+
+  fileprivate func noteSlow() { trials = MaskFiller.probation }
 }
 
 /// One request's matcher together with the mask of its next draw.
@@ -423,19 +441,20 @@ final class MaskedMatcher: @unchecked Sendable {
   }
 
   /// Computes the mask. Called by the thread that has the matcher.
-  /// - Returns: seconds of processor time that it took.
-  fileprivate func timedFill() -> Double {
+  /// - Parameter work: what it may take; `Int.max` is whatever it takes.
+  /// - Returns: seconds of processor time that it took, and whether the mask is there.
+  fileprivate func timedFill(work: Int = .max) -> (seconds: Double, isFilled: Bool) {
     var begin = timespec()
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin)
-    fill()
+    let isFilled = fill(work)
     var end = timespec()
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end)
-    return Double(end.tv_sec - begin.tv_sec) + Double(end.tv_nsec - begin.tv_nsec) * 1e-9
+    return (Double(end.tv_sec - begin.tv_sec) + Double(end.tv_nsec - begin.tv_nsec) * 1e-9, isFilled)
   }
 
-  private func fill() {
+  private func fill(_ work: Int) -> Bool {
     let matcher = made()
-    if matcher.allowsEverything { return }
+    if matcher.allowsEverything { return true }
     let words: UnsafeMutablePointer<UInt32>
     if let memory {
       words = memory
@@ -443,6 +462,8 @@ final class MaskedMatcher: @unchecked Sendable {
       words = .allocate(capacity: max(matcher.maskWordCount, 1))
       memory = words
     }
+    if work != .max { return matcher.fillMask(into: words, work: work) }
     matcher.fillMask(into: words)
+    return true
   }
 }

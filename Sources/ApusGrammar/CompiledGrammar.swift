@@ -42,14 +42,14 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
     configurationMasks[hash] = mask
   }
 
-  /// The mask of a terminal's state. The lock is held.
-  func terminalMask(_ state: RegularState) -> TerminalMask {
+  /// The mask of a terminal's state; `nil` if it takes more work than it may. The lock is held.
+  func terminalMask(_ state: RegularState) -> TerminalMask? {
     if let known = terminalMasks[state] { return known }
     let node = program.store.nodes[Int(state)]
     let result: TerminalMask
     if node.kind == .tagged {
       // A tag changes what follows, not which tokens fit.
-      let inner = terminalMask(node.a)
+      guard let inner = terminalMask(node.a) else { return nil }
       result = TerminalMask(
         words: inner.words, tokens: inner.tokens,
         exits: inner.exits.isEmpty ? [] : [.init(tags: [node.b], nodes: inner.exits.flatMap(\.nodes))])
@@ -59,10 +59,11 @@ public final class CompiledGrammar: TokenConstraint, @unchecked Sendable {
       if let known = shared.terminal(hash) {
         result = known
       } else {
-        result = TerminalMaskBuilder(
+        let builder = TerminalMaskBuilder(
           tree: vocabulary.tree, wordCount: vocabulary.maskWordCount, store: program.store,
-          base: { self.terminalMask($0) }
-        ).build(state)
+          base: { self.terminalMask($0) })
+        guard let built = builder.build(state) else { return nil }
+        result = built
         if program.store.overflow == nil { shared.insert(result, for: hash) }
       }
     }

@@ -168,18 +168,31 @@ public final class GrammarMatcher: TokenMatcher {
   /// Writes which tokens may come next, a bit for each token id: bit `id % 32` of word `id / 32`.
   ///
   /// - Parameter mask: room for `vocabulary.maskWordCount` words.
-  public func fillMask(into mask: UnsafeMutablePointer<UInt32>) {
+  public func fillMask(into mask: UnsafeMutablePointer<UInt32>) { _ = fillMask(into: mask, work: .max) }
+
+  /// Writes which tokens may come next, if that takes no more than some work.
+  ///
+  /// - Parameters:
+  ///   - mask: room for `vocabulary.maskWordCount` words.
+  ///   - work: nodes of the token tree that may be visited; a derivative counts as eight. Whether a condition of a schema can
+  ///     be met at all is found out in one piece.
+  /// - Returns: false if more is needed. The mask says nothing then, and the next try begins anew.
+  public func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool {
     mask.update(repeating: 0, count: grammar.vocabulary.maskWordCount)
-    guard !isTerminated, failure == nil else { return }
-    grammar.lock.withLock {
+    guard !isTerminated, failure == nil else { return true }
+    let isDone = grammar.lock.withLock {
       grammar.trim()
-      fill(mask)
+      program.store.limitMask(work)
+      defer { program.store.limitMask(.max) }
+      return fill(mask)
     }
+    if !isDone { return false }
     if canEnd {
       for token in grammar.vocabulary.endTokens { mask[Int(token >> 5)] |= 1 << UInt32(token & 31) }
     } else {
       for token in grammar.vocabulary.endTokens { mask[Int(token >> 5)] &= ~(1 << UInt32(token & 31)) }
     }
+    return true
   }
 
   /// The mask as an array of words.
@@ -193,7 +206,8 @@ public final class GrammarMatcher: TokenMatcher {
     }
   }
 
-  private func fill(_ mask: UnsafeMutablePointer<UInt32>) {
+  /// - Returns: whether the work sufficed.
+  private func fill(_ mask: UnsafeMutablePointer<UInt32>) -> Bool {
     metLimit = false
     var sum = RegularStore.Hash128(0, 0)
     for thread in threads {
@@ -203,7 +217,7 @@ public final class GrammarMatcher: TokenMatcher {
     }
     if let known = grammar.configurationMask(sum) {
       known.words.withUnsafeBufferPointer { mask.update(from: $0.baseAddress!, count: $0.count) }
-      return
+      return true
     }
     // Threads, and what follows those that may end here.
     var pending = threads
@@ -221,13 +235,13 @@ public final class GrammarMatcher: TokenMatcher {
           }
         }
       }
-      let terminal = grammar.terminalMask(thread.state)
+      guard let terminal = grammar.terminalMask(thread.state) else { return false }
       terminal.add(to: mask)
       for group in terminal.exits {
         for tag in group.tags {
           let closure = stacks.closure(thread.stack, tag: tag, program)
           if stacks.closures[Int(closure)].count == 0 { continue }
-          walk(below: group.nodes, closure, mask)
+          if !walk(below: group.nodes, closure, mask) { return false }
         }
       }
     }
@@ -235,18 +249,22 @@ public final class GrammarMatcher: TokenMatcher {
     if let overflow = program.store.overflow {
       mask.update(repeating: 0, count: words.count)
       _ = fail("its automaton grew too large: \(overflow)")
-      return
+      return true
     }
     if metLimit, !canEnd, words.allSatisfy({ $0 == 0 }) {
       _ = fail("it is too ambiguous: more than \(GrammarStacks.maximumThreads) ways to read the text at once")
-      return
+      return true
     }
     grammar.keep(CompiledGrammar.ConfigurationMask(words: words), for: sum)
+    return true
   }
 
   /// Allows tokens below some nodes of the token tree that a closure's terminals take.
-  private func walk(below nodes: [Int32], _ closure: Int32, _ mask: UnsafeMutablePointer<UInt32>) {
+  /// - Returns: whether the work sufficed.
+  private func walk(below nodes: [Int32], _ closure: Int32, _ mask: UnsafeMutablePointer<UInt32>) -> Bool {
     let tree = grammar.vocabulary.tree
+    var visited = 0
+    defer { program.store.visitedNodes += visited }
     let first = stacks.firstBytes(closure, program)
     var firstClasses: UInt64 = 0
     for byte in 0..<256 where first[byte >> 6] >> UInt64(byte & 63) & 1 != 0 { firstClasses |= ByteClass.bits[byte] }
@@ -277,6 +295,8 @@ public final class GrammarMatcher: TokenMatcher {
         let stop = levels[depth - 1]
         let start = depth >= 2 ? levels[depth - 2] : 0
         buffer.removeLast(buffer.count - stop)
+        if program.store.exceedsMaskWork(visited) { return false }
+        visited += stop - start
         for index in start..<stop { stacks.step(buffer[index], byte, program, into: &buffer, from: stop) }
         if stacks.exceededThreads {
           stacks.exceededThreads = false
@@ -293,6 +313,7 @@ public final class GrammarMatcher: TokenMatcher {
         node += 1
       }
     }
+    return true
   }
 
   // MARK: Forced text

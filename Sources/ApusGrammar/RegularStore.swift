@@ -136,7 +136,9 @@ final class RegularStore {
   static let compileWork = 1 << 25
   static let matchWork = 1 << 22
   /// Nodes of the token tree visited for masks: what `CompiledGrammar.warmUp` bounds its work by.
-  var visitedNodes = 0
+  @exclusivity(unchecked) var visitedNodes = 0
+  /// Where the work on a mask that is being filled ends.
+  @exclusivity(unchecked) private var maskEnd = Int.max
   /// Members of one union or intersection at most.
   static let maximumMembers = 1 << 14
   /// States looked at to find out whether anything is accepted.
@@ -249,6 +251,18 @@ final class RegularStore {
     work = 0
     workLimit = limit
   }
+
+  /// Bounds the work on a mask, which begins with `beginOperation`: nodes of the token tree, and derivatives, each of which
+  /// counts as some nodes; `Int.max` is no bound.
+  func limitMask(_ limit: Int) { maskEnd = limit == .max ? .max : visitedNodes + limit }
+
+  /// Whether the mask that is being filled has taken the work that it may.
+  /// - Parameter visited: nodes visited that `visitedNodes` does not count yet.
+  @inline(__always)
+  func exceedsMaskWork(_ visited: Int) -> Bool { visitedNodes &+ visited &+ work &* Self.derivativeCost > maskEnd }
+
+  /// What a derivative costs, in nodes of the token tree.
+  private static let derivativeCost = 8
 
   /// Derivatives taken since `beginOperation`.
   var workDone: Int { work }

@@ -68,15 +68,16 @@ struct TerminalMaskBuilder {
   let tree: TokenTree
   let wordCount: Int
   let store: RegularStore
-  /// Finds or computes the mask of a state on which another's can be based.
-  let base: (RegularState) -> TerminalMask
+  /// Finds or computes the mask of a state on which another's can be based; `nil` if that takes more work than it may.
+  let base: (RegularState) -> TerminalMask?
 
   /// Counts of this or more are given up in the state on which a mask is based.
   private static let leastCount: Int32 = 4
   /// Successors that a state must have before a base is looked for.
   private static let wideRow = 64
 
-  func build(_ state: RegularState) -> TerminalMask {
+  /// - Returns: `nil` if it takes more work than it may (`RegularStore.limitMask`).
+  func build(_ state: RegularState) -> TerminalMask? {
     let row = store.row(state)
     var live = 0
     for byte in 0x20..<0x7F where row[byte] != RegularStore.never { live += 1 }
@@ -136,7 +137,7 @@ struct TerminalMaskBuilder {
   }
 
   /// Walks the whole tree.
-  private func walk(_ state: RegularState) -> TerminalMask {
+  private func walk(_ state: RegularState) -> TerminalMask? {
     var exits = ExitLists()
     let stack = UnsafeMutablePointer<RegularState>.allocate(capacity: tree.maximumDepth + 2)
     defer { stack.deallocate() }
@@ -151,10 +152,11 @@ struct TerminalMaskBuilder {
     var words = [UInt32](repeating: 0, count: wordCount)
     var tokenCount = 0
     var visited = 0
-    words.withUnsafeMutableBufferPointer { words in
+    let isDone = words.withUnsafeMutableBufferPointer { words in
       var node = 1
       let count = tree.count
       while node < count {
+        if store.exceedsMaskWork(visited) { return false }
         visited += 1
         let depth = Int(depths[node])
         let target = store.successor(stack[depth - 1], bytes[node])
@@ -188,8 +190,10 @@ struct TerminalMaskBuilder {
         }
         node += 1
       }
+      return true
     }
     store.visitedNodes += visited
+    if !isDone { return nil }
     if tokenCount * 4 > wordCount { return TerminalMask(words: words, tokens: [], exits: exits.exits(store)) }
     var tokens: [Int32] = []
     tokens.reserveCapacity(tokenCount)
@@ -204,8 +208,8 @@ struct TerminalMaskBuilder {
   }
 
   /// Walks the parts of the tree where a state and another do not agree, and takes the rest from the other's mask.
-  private func difference(_ state: RegularState, from other: RegularState, isRelaxed: Bool) -> TerminalMask {
-    let known = base(other)
+  private func difference(_ state: RegularState, from other: RegularState, isRelaxed: Bool) -> TerminalMask? {
+    guard let known = base(other) else { return nil }
     guard var words = known.words else { return walk(state) }
     // Regions of the tree in which the exits of the base do not hold.
     var replaced: [Range<Int32>] = []
@@ -223,8 +227,9 @@ struct TerminalMaskBuilder {
     var node = 1
     let count = tree.count
     var visited = 0
-    words.withUnsafeMutableBufferPointer { words in
+    let isDone = words.withUnsafeMutableBufferPointer { words in
       while node < count {
+        if store.exceedsMaskWork(visited) { return false }
         visited += 1
         let depth = Int(tree.depths[node])
         let byte = tree.bytes[node]
@@ -263,8 +268,10 @@ struct TerminalMaskBuilder {
         }
         node += 1
       }
+      return true
     }
     store.visitedNodes += visited
+    if !isDone { return nil }
     for group in known.exits {
       let acceptance = store.acceptanceSet(group.tags)
       var kept: [Int32] = []
