@@ -31,8 +31,6 @@ final class FakeService: GenerationService {
     /// Whether each request but the first waits before its first token for `releaseNext()`, so that the order of what
     /// several of them answer is known.
     var isOneByOne = false
-    /// Whether the chat template fails for calls whose arguments are no text.
-    var wantsTextArguments = false
     /// What the chat template writes at a prompt's end.
     var promptEnd = "<assistant>"
   }
@@ -174,15 +172,9 @@ final class FakeService: GenerationService {
 
   func renderChat(_ prompt: ChatPrompt) throws(EngineError) -> String {
     state.withLock { $0.messages.append(prompt.messages) }
-    let wantsText = state.withLock { $0.behaviour.wantsTextArguments }
     var text = ""
     for message in prompt.messages.arrayValue ?? [] {
       let role = message["role"]?.stringValue ?? ""
-      for call in message["tool_calls"]?.arrayValue ?? [] where wantsText {
-        if call["function"]?["arguments"]?.stringValue == nil {
-          throw EngineError(.invalidRequest, "The template joins arguments to a text.")
-        }
-      }
       if role == "raise" { throw EngineError(.invalidRequest, "The template says: no such role.") }
       text += "<\(role)>\(message["content"]?.stringValue ?? "?")"
     }

@@ -187,7 +187,10 @@ private let answer = [
         [
           "role": "assistant", "content": "Let me see.", "reasoning_content": "Hm.",
           "tool_calls": [
-            ["id": id, "type": "function", "function": ["name": "get_weather", "arguments": ["city": "Zürich"]]]
+            [
+              "id": id, "type": "function",
+              "function": ["name": "get_weather", "arguments": "{\"city\": \"Zürich\"}"],
+            ]
           ],
         ]
       }

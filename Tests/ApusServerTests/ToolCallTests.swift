@@ -250,7 +250,7 @@ private func stable(_ answer: Answer) -> [String] {
     #expect(answer.status == 200)
     let messages = try #require(fake.messages.first)
     #expect(messages[0]?["role"] == "system")
-    #expect(messages[2]?["tool_calls"]?[0]?["function"]?["arguments"] == ["a": [1]])
+    #expect(messages[2]?["tool_calls"]?[0]?["function"]?["arguments"] == "{\"a\": [1]}")
     #expect(messages[2]?["reasoning_content"] == "Hm")
     #expect(messages[3]?["content"] == "pong")
     #expect(promptText(fake.requests.first).contains("<enable_thinking=false>"))

@@ -62,11 +62,15 @@ struct TemplateConversationTests {
         + "{% endfor %}")
     #expect(try joined.render(calls("{\"a\":  1}")) == "f{\"a\":  1}")
     #expect(try joined.render(calls("{}", content: "x")) == "x")
+    // Many clients write no content as the empty text.
+    #expect(try joined.render(calls("{\"a\":  1}", content: "")) == "f{\"a\":  1}")
     #expect(throws: EngineError.self) { try joined.render(calls(["a": 1])) }
     let objects = try ChatTemplate(
       source:
         "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}")
     #expect(try objects.render(calls("{\"a\":  1}")) == "{\"a\": 1}")
+    // No text is no arguments.
+    for blank in ["", " \n"] as [JSONValue] { #expect(try objects.render(calls(blank)) == "{}") }
     // What neither form mends is told as it came first.
     let broken = try ChatTemplate(
       source: "{{ raise_exception(messages[0].tool_calls[0].function.arguments | string) }}")

@@ -70,7 +70,7 @@ extension ServerState {
       tokens = inputIDs
       text = try service.decode(inputIDs.suffix(32), skipSpecialTokens: false)
     } else {
-      text = try render(body)
+      text = try service.renderChat(try body.prompt(formats))
     }
     var isOpen = formats.reasoning?.isOpen(atEndOf: text, isContinued: body.continueFinalMessage)
     var beginning = ""
@@ -131,21 +131,6 @@ extension ServerState {
       }
     }
     return (tokens, reader)
-  }
-
-  /// The conversation as the chat template writes it.
-  ///
-  /// Most templates want the arguments of calls as objects; some join them to a text, which fails with objects, and get the
-  /// texts that the client gave.
-  func render(_ body: ChatCompletionRequest) throws(EngineError) -> String {
-    func attempt(parsesArguments: Bool) -> Result<String, EngineError> {
-      Result { () throws(EngineError) in
-        try service.renderChat(try body.prompt(formats, parsesArguments: parsesArguments))
-      }
-    }
-    let first = attempt(parsesArguments: true)
-    if case .failure = first, body.hasCalls, case .success(let text) = attempt(parsesArguments: false) { return text }
-    return try first.get()
   }
 
   /// Says how the chain of thought of a plain prompt's answer is marked, if its length is limited: the prompt's end tells

@@ -10,8 +10,6 @@ struct ChatFormats: Sendable {
   let reasoningNeedsSpecialTokens: Bool
   /// Whether the chat template knows the role `developer`.
   let knowsDeveloperRole: Bool
-  /// Whether the chat template asks if a message has no content, and leaves calls out where it has one.
-  let readsAbsentContent: Bool
 
   /// What the configuration names or, with `auto`, the model's chat template and vocabulary show.
   init(_ configuration: ServerConfiguration, _ model: ModelInformation) {
@@ -32,7 +30,6 @@ struct ChatFormats: Sendable {
     callsNeedSpecialTokens = calls?.needs(specialTokens: tokens) ?? false
     reasoningNeedsSpecialTokens = reasoning?.needs(specialTokens: tokens) ?? false
     knowsDeveloperRole = template.contains("developer")
-    readsAbsentContent = template.contains("['content'] is none") || template.contains("message.content is none")
   }
 }
 

@@ -440,19 +440,12 @@ struct ChatCompletionRequest {
     }
   }
 
-  /// Whether the conversation holds calls, whose arguments templates take as objects or as texts.
-  var hasCalls: Bool {
-    messages?.arrayValue?.contains { $0["tool_calls"]?.arrayValue?.isEmpty == false } ?? false
-  }
-
-  /// The conversation for the chat template.
+  /// The conversation for the chat template. Arguments of calls stay as the client gave them: the template's renderer knows
+  /// which form the template wants.
   ///
-  /// - Parameters:
-  ///   - formats: what the template knows: the role `developer`, which is `system` to others, and messages without a
-  ///     content, which is the empty string to others.
-  ///   - parsesArguments: whether the arguments of calls become objects.
+  /// - Parameter formats: whether the template knows the role `developer`, which is `system` to others.
   /// - Throws: `invalidRequest` or `unsupported`, naming the message at fault.
-  func prompt(_ formats: ChatFormats, parsesArguments: Bool = true) throws(EngineError) -> ChatPrompt {
+  func prompt(_ formats: ChatFormats) throws(EngineError) -> ChatPrompt {
     guard let messages = messages?.arrayValue else {
       throw EngineError(.invalidRequest, "messages is required: an array of messages.", parameter: "messages")
     }
@@ -462,13 +455,7 @@ struct ChatCompletionRequest {
     var normalized: [JSONValue] = []
     normalized.reserveCapacity(messages.count)
     for (index, message) in messages.enumerated() {
-      var message = try chatMessage(message, index, parsesArguments: parsesArguments)
-      if formats.readsAbsentContent, message["tool_calls"]?.nonNull != nil, message["content"] == "",
-        case .object(var object) = message
-      {
-        object["content"] = .null
-        message = .object(object)
-      }
+      var message = try chatMessage(message, index)
       if !formats.knowsDeveloperRole, message["role"] == "developer", case .object(var object) = message {
         object["role"] = "system"
         message = .object(object)
@@ -507,13 +494,10 @@ struct ChatCompletionRequest {
 
 /// A message as chat templates expect it.
 ///
-/// Content given as a list of text parts becomes one string (joined by spaces, as SGLang does), missing content becomes
-/// the empty string, and the arguments of tool calls, which the API carries as JSON inside a string, become objects. An
-/// empty list of calls is left out, since templates ask whether there is one, and parts that are thoughts become
-/// `reasoning_content`.
-private func chatMessage(
-  _ message: JSONValue, _ index: Int, parsesArguments: Bool
-) throws(EngineError) -> JSONValue {
+/// Content given as a list of text parts becomes one string (joined by spaces, as SGLang does), and missing content the
+/// empty string. An empty list of calls is left out, since templates ask whether there is one, and parts that are thoughts
+/// become `reasoning_content`.
+private func chatMessage(_ message: JSONValue, _ index: Int) throws(EngineError) -> JSONValue {
   func refuse(_ path: String, _ sentence: String, _ code: EngineError.Code = .invalidRequest) -> EngineError {
     let name = "messages[\(index)]\(path)"
     return EngineError(code, "\(name): \(sentence).", parameter: name)
@@ -568,23 +552,7 @@ private func chatMessage(
   }
   if let calls = object["tool_calls"], !calls.isNull {
     guard let calls = calls.arrayValue else { throw refuse(".tool_calls", "expected an array, got \(calls.kindName)") }
-    if calls.isEmpty {
-      object["tool_calls"] = JSONValue?.none
-    } else if parsesArguments {
-      object["tool_calls"] = .array(calls.map(withParsedArguments))
-    }
+    if calls.isEmpty { object["tool_calls"] = JSONValue?.none }
   }
   return .object(object)
-}
-
-/// A tool call whose arguments are an object rather than its JSON text, where the text is valid. No text is no arguments.
-private func withParsedArguments(_ call: JSONValue) -> JSONValue {
-  guard case .object(var call) = call, case .object(var function)? = call["function"],
-    case .string(let text)? = function["arguments"],
-    let arguments = text.allSatisfy(\.isWhitespace) ? [:] : (try? JSONValue.parse(text, depthLimit: 64)),
-    arguments.objectValue != nil
-  else { return call }
-  function["arguments"] = arguments
-  call["function"] = .object(function)
-  return .object(call)
 }

@@ -310,6 +310,10 @@ public struct ChatTemplate: Sendable {
     var object = JSONObject()
     if let reasoning { object["thinking"] = reasoning }
     for (key, value) in given where !value.isNull || (key == "content" && readsAbsentContent) { object[key] = value }
+    // Many clients write no content as the empty text, with which such a template would leave the calls out.
+    if readsAbsentContent, object["content"] == "", object["tool_calls"]?.arrayValue?.isEmpty == false {
+      object["content"] = .null
+    }
     if let reasoning { object["reasoning_content"] = reasoning }
     if let content = object["content"], let converted = converted(content) { object["content"] = converted }
     if parsesArguments, case .array(var calls)? = object["tool_calls"] {
@@ -355,10 +359,13 @@ public struct ChatTemplate: Sendable {
     }
   }
 
-  /// The object that a text of arguments holds, or `nil` if it holds none.
+  /// The object that a text of arguments holds, or `nil` if it holds none. No text is no arguments.
   private static func parsedArguments(_ arguments: JSONValue?) -> JSONValue? {
     guard case .string(let text)? = arguments else { return nil }
-    guard let parsed = try? JSONValue.parse(text.isEmpty ? "{}" : text), case .object = parsed else { return nil }
+    let isBlank = text.allSatisfy(\.isWhitespace)
+    guard let parsed = try? JSONValue.parse(isBlank ? "{}" : text, depthLimit: 64), case .object = parsed else {
+      return nil
+    }
     return parsed
   }
 
