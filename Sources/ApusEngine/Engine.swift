@@ -507,22 +507,20 @@ public final class Engine: GenerationService {
 
   public func flushCache(timeout: Double) async -> Bool {
     let reply = newReply()
-    return await withTaskGroup(of: Bool?.self) { group in
-      group.addTask { await self.ask(reply) { .flushCache(reply: $0) } }
-      group.addTask {
-        try? await Task.sleep(for: .seconds(max(0, timeout)))
-        return nil
-      }
-      // A sleeper that ends first gives the flush up; the flush itself then answers.
-      for await result in group {
-        if let result {
-          group.cancelAll()
-          return result
+    let giveUp: @Sendable () -> Void = { [mailbox] in _ = mailbox.post(.cancelFlush(reply: reply)) }
+    let timer = Mutex<Task<Void, Never>?>(nil)
+    // The time begins when the flush is on its way, which it so cannot be told to give up before.
+    let isFlushed = await ask(reply) { .flushCache(reply: $0) } then: {
+      guard timeout > 0 else { return giveUp() }
+      timer.withLock {
+        $0 = Task {
+          do { try await Task.sleep(for: .seconds(timeout)) } catch { return }
+          giveUp()
         }
-        mailbox.post(.cancelFlush(reply: reply))
       }
-      return false
     }
+    timer.withLock { $0?.cancel() }
+    return isFlushed
   }
 
   private func newReply() -> UInt64 {
@@ -535,7 +533,10 @@ public final class Engine: GenerationService {
   private func ask(_ makeCommand: (UInt64) -> Command) async -> Bool { await ask(newReply(), makeCommand) }
 
   /// Posts a command and waits for its answer; `false` if the engine has stopped.
-  private func ask(_ reply: UInt64, _ makeCommand: (UInt64) -> Command) async -> Bool {
+  /// - Parameter posted: called when the command has been posted.
+  private func ask(
+    _ reply: UInt64, _ makeCommand: (UInt64) -> Command, then posted: () -> Void = {}
+  ) async -> Bool {
     await withCheckedContinuation { continuation in
       let isStopped = state.table.withLock { table in
         if !table.isStopped { table.replies[reply] = continuation }
@@ -545,6 +546,8 @@ public final class Engine: GenerationService {
         continuation.resume(returning: false)
       } else if mailbox.post(makeCommand(reply)) == .closed {
         state.table.withLock { $0.replies.removeValue(forKey: reply) }?.resume(returning: false)
+      } else {
+        posted()
       }
     }
   }

@@ -93,6 +93,23 @@ private func code(_ body: () async throws -> Void) async -> EngineError.Code? {
     }
   }
 
+  /// A flush that is given up at once never waits for a request, however often it is asked for and by how many.
+  @Test func aFlushWithoutTimeDoesNotWait() async throws {
+    try await withTinyEngine(long) { engine in
+      var iterator = try engine.generate(Request(prompt: .tokens([1]), sampling: sampling(60_000))).makeAsyncIterator()
+      _ = try await iterator.next()
+      for _ in 0..<20 {
+        let flushed = await withTaskGroup(of: Bool.self) { group in
+          for task in 0..<16 { group.addTask { await engine.flushCache(timeout: task % 2 == 0 ? 0 : 0.0001) } }
+          return await group.contains(true)
+        }
+        #expect(!flushed)
+      }
+      #expect(engine.statistics().runningRequests == 1)
+      _ = try await iterator.next()
+    }
+  }
+
   @Test func aCancelledTaskAbortsItsRequest() async throws {
     try await withTinyEngine(long) { engine in
       let task = Task {
