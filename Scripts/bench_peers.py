@@ -4,7 +4,7 @@
   Scripts/bench_peers.py [--rounds 5] [--formats bf16,int8,int4] [--engines apus,llama,openvino]
   Scripts/bench_peers.py --serving 16 ...          16 clients at once, 256 tokens in and 128 out each
       --shared 192                                 the same, 192 of the 256 tokens shared: a first and a later wave
-      --prompt-tokens 1088 --shared 1024           long shared beginnings
+      --prompt-tokens 1088 --shared 1024 --waves 1 a long shared beginning that nobody has computed yet
   Scripts/bench_peers.py --report FILE...          tables of results that earlier runs kept with --output
 
 A machine that others use changes its speed by tens of percent from hour to hour, so that only engines measured in turns can
@@ -141,7 +141,7 @@ class OpenVINO:
             format, "--prompts", ",".join(map(str, prompts)), "--batches", ",".join(map(str, batches)))
 
     def serve(self, format, clients, shared):
-        return self.child(format, "--serving", str(clients), "--shared", str(shared),
+        return self.child(format, "--serving", str(clients), "--shared", str(shared), "--waves", str(self.options.waves),
                           "--prompt-tokens", str(self.options.prompt_tokens))
 
 
@@ -203,7 +203,7 @@ def child(options):
         waves = []
         for prompts in waves_of(options):
             first, _, seconds, gaps = openvino_run(pipeline, prompts, OUTPUT)
-            waves.append(summary(options.serving * OUTPUT / seconds, first, gaps))
+            waves.append(summary(options.serving * OUTPUT / seconds, first, gaps, OUTPUT))
         found = waves
     else:
         pipeline = openvino_pipeline(options.child, options.threads, True)
@@ -224,24 +224,28 @@ def child(options):
 # Serving.
 
 def waves_of(options):
-    """One wave of distinct prompts, or two that share the beginning: a first and a later one."""
+    """One wave of distinct prompts, or waves that share the beginning: a first and a later one."""
     length = options.prompt_tokens
     if not options.shared:
         return [[tokens(length, 1000 + client) for client in range(options.serving)]]
     beginning = tokens(options.shared, 5)
     return [[beginning + tokens(length - options.shared, 2000 + 100 * wave + client) for client in range(options.serving)]
-            for wave in range(2)]
+            for wave in range(options.waves)]
 
 
-def summary(rate, first, gaps):
+def summary(rate, first, gaps, length):
+    events = (len(first) + len(gaps)) / (len(first) * length)
     first, gaps = sorted(first), sorted(gaps) or [0]
-    return {"tokens/s": rate, "ttft_p50": statistics.median(first), "ttft_max": first[-1],
+    # A server that holds text back sends fewer events than tokens.
+    return {"tokens/s": rate, "events": events, "ttft_p50": statistics.median(first), "ttft_max": first[-1],
             "itl_p50": statistics.median(gaps), "itl_p99": gaps[min(len(gaps) - 1, int(len(gaps) * 0.99))]}
 
 
 async def client(model, prompt, length, begin, first, gaps):
+    # Random weights write bytes that are no whole characters, which servers hold back: with log-probabilities Apus sends an
+    # event for every token. llama-server ignores a 0 here, and computing more would slow it down.
     body = json.dumps({"model": model, "prompt": prompt, "max_tokens": length, "temperature": 0, "ignore_eos": True,
-                       "stream": True}).encode()
+                       "stream": True, "logprobs": 0}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT, limit=1 << 22)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
@@ -281,7 +285,7 @@ def serve(engine, options, format):
             await asyncio.gather(*(client(model, prompt, length, begin, first, gaps) for prompt in prompts))
             if len(first) != len(prompts):
                 raise SystemExit(f"{command[0]} answered {len(first)} of {len(prompts)} requests")
-            return summary(len(prompts) * length / (time.perf_counter() - begin), first, gaps)
+            return summary(len(prompts) * length / (time.perf_counter() - begin), first, gaps, length)
 
         asyncio.run(wave([tokens(32, 1)], 4))
         return [asyncio.run(wave(prompts, OUTPUT)) for prompts in waves_of(options)]
@@ -325,13 +329,14 @@ def report(rows):
             line.append(spread(ratios, 2) if ratios else "-")
         print("| " + " | ".join(line + [str(len(rounds))]) + " |")
     if any("ttft_p50" in row for row in rows):
-        print("\n| format | measured | engine | TTFT p50 s | TTFT max s | ITL p50 ms | ITL p99 ms |\n|---|---|---|---|---|---|---|")
+        print("\n| format | measured | engine | TTFT p50 s | TTFT max s | ITL p50 ms | ITL p99 ms | events / tokens |\n"
+              "|---|---|---|---|---|---|---|---|")
         for (format, cell), rounds in cells.items():
             for name in engines:
                 own = [e[name] for e in rounds.values() if name in e and "ttft_p50" in e[name]]
                 if own:
                     values = [(key, factor) for key, factor in
-                              (("ttft_p50", 1), ("ttft_max", 1), ("itl_p50", 1000), ("itl_p99", 1000))]
+                              (("ttft_p50", 1), ("ttft_max", 1), ("itl_p50", 1000), ("itl_p99", 1000), ("events", 1))]
                     print(f"| {format} | {cell} | {name} | " + " | ".join(
                         f"{statistics.median(row[key] for row in own) * factor:.2f}" for key, factor in values) + " |")
 
@@ -350,6 +355,7 @@ def main():
     parser.add_argument("--batches", default="1,16,32", help="sequences that decode; empty for none")
     parser.add_argument("--serving", type=int, default=0, metavar="CLIENTS", help="measures servers instead")
     parser.add_argument("--shared", type=int, default=0, help="tokens that the clients' prompts share")
+    parser.add_argument("--waves", type=int, choices=(1, 2), default=2, help="with --shared: 1 leaves the later wave out")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="tokens of each client's prompt")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--packed-cache", default="", help="where Apus keeps packed weights, which shortens its starts")
@@ -375,7 +381,7 @@ def main():
                     kinds = ["distinct"]
                     if options.shared:
                         kinds = [f"{options.shared} of {options.prompt_tokens} tokens shared, {which} wave"
-                                 for which in ("first", "later")]
+                                 for which in ("first", "later")[:options.waves]]
                     found = [(f"{options.serving} clients, {kind}", wave["tokens/s"], wave) for kind, wave in
                              zip(kinds, serve(engine, options, format))]
                 else:

@@ -25,7 +25,7 @@ public protocol TokenMatcher: AnyObject {
   /// Writes which tokens may come next: bit `id % 32` of word `id / 32`.
   func fillMask(into mask: UnsafeMutablePointer<UInt32>)
   /// The same within a bound, for those who cannot be kept waiting.
-  /// - Parameter work: steps that the search through the vocabulary may take, each of some ten nanoseconds.
+  /// - Parameter work: steps that the search through the vocabulary may take.
   /// - Returns: false, with a mask that says nothing, if more are needed. Nothing else changes then.
   func fillMask(into mask: UnsafeMutablePointer<UInt32>, work: Int) -> Bool
   /// Takes the next token; false, and nothing changes, if it is not allowed.

@@ -11,10 +11,9 @@ import Glibc
 /// **Slow masks.** A grammar may be one whose masks take milliseconds or more. The model's thread fills only masks of
 /// requests whose last masks were quick, gives one up that turns out to take more work than those (`helpWork`), and waits for
 /// the others a short time (`gather`); a request whose mask is not there then sits the draw out, and the step goes on without
-/// it. Matchers of one grammar take turns, so that the same holds for
-/// all requests of a grammar whose mask is being filled. While draws are taken down no thread begins a mask: what the model's
-/// thread asks matchers of requests that draw is then never kept waiting. Where slow masks hold up all threads, further
-/// ones start, a few.
+/// it. Matchers of one grammar take turns, so that the same holds for all requests of a grammar whose mask is being filled.
+/// While draws are taken down no thread begins a mask: what the model's thread asks matchers of requests that draw is then
+/// never kept waiting. Where slow masks hold up all threads, further ones start, a few.
 ///
 /// The threads start with the first mask: without grammars there are none.
 final class MaskFiller: @unchecked Sendable {
@@ -49,8 +48,9 @@ final class MaskFiller: @unchecked Sendable {
   static let spareThreads = 8
   /// Seconds of processor time within which a mask counts as quick: more than 99 of 100 take.
   static let quickFill = 0.0005
-  /// Work on a mask that the model's thread fills itself before it leaves it to the others: about 0.3 ms
-  /// (`TokenMatcher.fillMask(into:work:)`). A count and no time, so that a busy machine gives up no more masks than an idle one.
+  /// Work on a mask that the model's thread fills itself before it leaves it to the others, in units of
+  /// `TokenMatcher.fillMask(into:work:)`: meant to be less than `quickFill`. A count and no time, so that a busy machine
+  /// gives up no more masks than an idle one.
   static let helpWork = 1 << 15
   /// Quick masks after a slow one until a matcher's masks count as quick again.
   static let probation = 64

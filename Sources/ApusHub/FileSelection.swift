@@ -148,7 +148,7 @@ package struct FileSelection: Sendable, Equatable {
   static func isNeeded(_ path: String) -> Bool {
     if path.hasPrefix("additional_chat_templates/") && path.hasSuffix(".jinja") { return true }
     // How an embedding model pools, which its modules.json refers to.
-    if path.hasSuffix("_Pooling/config.json") && path.count { $0 == "/" } == 1 { return true }
+    if path.hasSuffix("_Pooling/config.json") && path.count(where: { $0 == "/" }) == 1 { return true }
     guard !path.contains("/") else { return false }
     if tokenizerNames.contains(path) || path == "merges.txt" { return true }
     if path.hasSuffix(".jinja") || path.hasSuffix(".tiktoken") || path.hasPrefix("tokenizer.model.") { return true }

@@ -54,6 +54,8 @@ typedef uint16_t vh_at __attribute__((ext_vector_type(16), aligned(1), may_alias
 
 // Whether a level's instructions take four int8 numbers of a row of x, or two bfloat16 ones, as they are.
 APUS_INLINE int apus_has_int8_units(apus_isa isa) { return isa >= APUS_ISA_AVX512_BF16; }
+// Whether linear layers keep four int8 numbers of a row of x in a word; otherwise they are two pairs of 16 bits.
+APUS_INLINE int apus_keeps_int8_rows(apus_isa isa) { return isa == APUS_ISA_AVX2 || apus_has_int8_units(isa); }
 APUS_INLINE int apus_has_bfloat16_units(apus_isa isa) { return isa == APUS_ISA_AVX512_BF16; }
 
 typedef struct apus_pool apus_pool;
@@ -91,12 +93,13 @@ APUS_INLINE int64_t apus_max(int64_t a, int64_t b) { return a > b ? a : b; }
 APUS_INLINE int64_t apus_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 APUS_INLINE int64_t apus_round_up(int64_t a, int64_t b) { return apus_ceil_div(a, b) * b; }
 
-// How to cut `count` equal items of `bytes_each` work into chunks: enough for balance, none so small that claiming it
-// costs more than doing it. Returns items in a chunk.
+// How to cut `count` equal items of `bytes_each` work into chunks: so many that threads of unequal speed, as they are where
+// a core's other hyperthread is somebody else's, end together, none so small that claiming it costs more than doing it.
+// Returns items in a chunk.
 APUS_INLINE int64_t apus_grain(const apus_context *context, int64_t count, int64_t bytes_each) {
   if (context->threads == 1) return count;
   int64_t least = apus_ceil_div(32768, bytes_each > 0 ? bytes_each : 1);
-  int64_t balanced = apus_ceil_div(count, (int64_t)context->threads * 4);
+  int64_t balanced = apus_ceil_div(count, (int64_t)context->threads * 16);
   return apus_max(1, apus_max(least, balanced));
 }
 

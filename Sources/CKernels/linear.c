@@ -356,7 +356,7 @@ void apus_linear_run(
       || (weight->format == APUS_FLOAT16 && weight->inputs % 2 != 0);
   if (copies) {
     // An odd number of cache lines between rows spreads a tile's rows over the cache's sets.
-    int is_wide = weight->format == APUS_INT8 ? !apus_has_int8_units(context->isa)
+    int is_wide = weight->format == APUS_INT8 ? !apus_keeps_int8_rows(context->isa)
         : weight->format == APUS_FLOAT16 || !apus_has_bfloat16_units(context->isa);
     int64_t words = is_wide ? 2 * weight->units : weight->units;
     int64_t stride = apus_round_up(words, 16);
@@ -393,7 +393,7 @@ void apus_linear_run(
 
 // MARK: Rows of x
 
-// Rounds to int8 and biases by 128 (but for NEON), or rounds to bfloat16, or copies; zero beyond the last input.
+// Rounds to int8, biased by 128 unless APUS_INT8_SIGNED, or rounds to bfloat16, or copies; zero beyond the last input.
 static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int64_t last_row) {
   int64_t inputs = a->weight->inputs;
   int64_t whole = inputs & ~(int64_t)15;
@@ -441,7 +441,7 @@ static void FN(prepare_rows)(const prepare_arguments *a, int64_t first_row, int6
         v = v > 127.0f ? (vf)127.0f : v;
         v = v < -127.0f ? (vf)-127.0f : v;
         // As in `round`, the integer is in the low bits of the sum.
-        vu q = __builtin_bit_cast(vu, v + 12582912.0f) + (APUS_NEON ? 0u : 128u);
+        vu q = __builtin_bit_cast(vu, v + 12582912.0f) + (APUS_INT8_SIGNED ? 0u : 128u);
 #if APUS_INT8_WORDS == 1
         vb b = __builtin_convertvector(q & 0xffu, vb);
         memcpy(bytes + i, &b, (size_t)apus_min(16, apus_round_up(inputs - i, 4)));
@@ -465,7 +465,7 @@ APUS_INLINE vf FN(result)(
 }
 
 APUS_INLINE vf FN(result_int8)(const linear_arguments *a, vi sum, int64_t row, int64_t output, int64_t count) {
-#if !APUS_NEON
+#if !APUS_INT8_SIGNED
   vi correction = __builtin_bit_cast(vi, FN(load_units)((const uint32_t *)a->weight->sums + output));
   sum -= correction * 128;
 #endif

@@ -28,9 +28,9 @@
 #define APUS_TILE_VECTORS(ROWS) ((ROWS) == 1 ? 2 : 1)
 #endif
 
-// Words of x for a unit of bfloat16 and of int8. Instructions for them take a unit as it is. Others want its numbers
-// ready to be broadcast from memory, which costs no arithmetic unit: as two float32, and as two pairs of 16 bits, inputs
-// 0 and 2 and inputs 1 and 3.
+// Words of x for a unit of bfloat16 and of int8. Instructions for them take a unit as it is, and so does AVX2 with int8.
+// Others want its numbers ready to be broadcast from memory, which costs no arithmetic unit: as two float32, and as two
+// pairs of 16 bits, inputs 0 and 2 and inputs 1 and 3.
 #undef APUS_WIDE_WORDS
 #if APUS_LEVEL >= 3
 #define APUS_WIDE_WORDS 1
@@ -38,11 +38,14 @@
 #define APUS_WIDE_WORDS 2
 #endif
 #undef APUS_INT8_WORDS
-#if APUS_NEON
+#if APUS_NEON || APUS_LEVEL == 1
 #define APUS_INT8_WORDS 1
 #else
 #define APUS_INT8_WORDS APUS_WIDE_WORDS
 #endif
+// Whether numbers of x in int8 stay signed, -127 to 127. Otherwise they are biased by 128.
+#undef APUS_INT8_SIGNED
+#define APUS_INT8_SIGNED (APUS_NEON || APUS_LEVEL == 1)
 
 APUS_INLINE vf FN(step_float32)(vf sum, const uint32_t *x, vu w) {
   float value;
@@ -77,7 +80,7 @@ typedef struct {
 } FN(quarters);
 #endif
 
-// x is unsigned (biased by 128), w is signed. NEON takes both signed.
+// w is signed, x is signed or biased by 128 (APUS_INT8_SIGNED).
 APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
 #if APUS_LEVEL >= 3
   return (vi)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)*x), (__m512i)w);
@@ -94,15 +97,14 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
   __m512i w_odd = _mm512_srai_epi16((__m512i)w, 8);
   return sum + (vi)_mm512_madd_epi16(even, w_even) + (vi)_mm512_madd_epi16(odd, w_odd);
 #elif APUS_LEVEL == 1
-  __m256i even = _mm256_set1_epi32((int)x[0]);
-  __m256i odd = _mm256_set1_epi32((int)x[1]);
+  // The magnitude of w times x with w's sign. Two such products are at most 2 * 128 * 127, which 16 bits hold.
+  __m256i value = _mm256_set1_epi32((int)*x);
   __m256i parts[2];
   memcpy(parts, &w, 64);
   APUS_UNROLL
   for (int i = 0; i < 2; i++) {
-    __m256i w_even = _mm256_srai_epi16(_mm256_slli_epi16(parts[i], 8), 8);
-    __m256i w_odd = _mm256_srai_epi16(parts[i], 8);
-    parts[i] = _mm256_add_epi32(_mm256_madd_epi16(even, w_even), _mm256_madd_epi16(odd, w_odd));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(parts[i]), _mm256_sign_epi8(value, parts[i]));
+    parts[i] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
   }
   vi products;
   memcpy(&products, parts, 64);
@@ -142,9 +144,14 @@ APUS_INLINE vi FN(step_int8)(vi sum, const uint32_t *x, vu w) {
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
     }                                                                                                               \
+    const uint32_t *next[4];                                                                                        \
+    APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) next[v] = ahead[v];                                         \
     _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
       vu b[4];                                                                                                      \
-      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);    \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) {                                                         \
+        __builtin_prefetch(next[v], 0, 2);                                                                          \
+        next[v] += ahead_stride;                                                                                    \
+      }                                                                                                             \
       APUS_UNROLL for (int v = 0; v < vectors; v++) b[v] = FN(load_units)(w[v] + u * w_stride);                     \
       APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                  \
         APUS_UNROLL for (int v = 0; v < vectors; v++) {                                                             \
@@ -220,8 +227,13 @@ APUS_INLINE __m256 FN(eight_bfloat16)(const char *w, int high, int second) {
     APUS_UNROLL for (int i = 0; i < rows; i++) {                                                                    \
       APUS_UNROLL for (int v = 0; v < vectors; v++) s[i][v] = sums[i][v];                                           \
     }                                                                                                               \
+    const uint32_t *next[4];                                                                                        \
+    APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) next[v] = ahead[v];                                         \
     _Pragma("clang loop unroll(disable) vectorize(disable)") for (int64_t u = 0; u < units; u++) {                  \
-      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) __builtin_prefetch(ahead[v] + u * ahead_stride, 0, 2);    \
+      APUS_UNROLL for (int v = 0; v < ahead_vectors; v++) {                                                         \
+        __builtin_prefetch(next[v], 0, 2);                                                                          \
+        next[v] += ahead_stride;                                                                                    \
+      }                                                                                                             \
       APUS_UNROLL for (int n = 0; n < 2; n++) {                                                                     \
         int half = n ^ FIRST;                                                                                       \
         vf b[4];                                                                                                    \

@@ -25,7 +25,7 @@ private let model = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
       count += 1
       let forced = matcher.takeForcedTokens()
       if !forced.isEmpty {
-        return (count, try tokenizer.decode(forced, skipSpecialTokens: false), matcher.allowsEverything)
+        return (count, tokenizer.decode(forced, skipSpecialTokens: false), matcher.allowsEverything)
       }
     }
     return (nil, "", matcher.allowsEverything)

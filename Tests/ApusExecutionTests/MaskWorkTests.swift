@@ -38,10 +38,8 @@ private final class HeavyMatcher: TokenMatcher {
 
   func fillMask(into mask: UnsafeMutablePointer<UInt32>) {
     if HeavyConstraint.isHeavy(count) {
-      var name = [CChar](repeating: 0, count: 16)
-      pthread_getname_np(pthread_self(), &name, name.count)
-      let text = String(decoding: name.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-      constraint.threads.withLock { _ = $0.insert(text) }
+      let name = (try? String(contentsOfFile: "/proc/thread-self/comm", encoding: .utf8)) ?? "?"
+      constraint.threads.withLock { _ = $0.insert(name.trimmingCharacters(in: .newlines)) }
       constraint.whileFilling(count)
     }
     mask.update(repeating: ~0, count: maskWordCount)

@@ -87,7 +87,7 @@ import Testing
     if path.hasPrefix("/v1/responses") { base["input"] = "x" }
     for name in schema["required"]?.arrayValue ?? [] {
       let name = try #require(name.stringValue)
-      base[name] = try #require(whole[name])
+      base[name] = try #require(whole[name] as JSONValue?)
     }
     try await withRoutes(FakeService(), testConfiguration { $0.adminKey = "k" }) { [base] client in
       for (name, property) in properties {

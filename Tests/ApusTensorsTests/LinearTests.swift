@@ -183,6 +183,37 @@ import Testing
     }
   }
 
+  /// Checkpoints may hold -128, whose magnitude is no signed number of 8 bits.
+  @Test(arguments: levels)
+  func theLeastInt8NumberKeepsItsValue(level: InstructionSet) throws {
+    let backend = try makeBackend(level)
+    let inputs = 70
+    let numbers = (0..<3 * inputs).map { i in i < inputs || i % 3 == 0 ? Int8.min : Int8(truncatingIfNeeded: i * 37) }
+    for rows in [1, 2, 3, 5] {
+      // The largest magnitude of each row is 127, so that its scale is 1.
+      let x = (0..<rows * inputs).map { i -> Float in (i + i / inputs) % 3 == 0 ? 127 : i % 7 == 0 ? Float(i % 100) : -127 }
+      let weight = try numbers.withUnsafeBytes { bytes in
+        try [Float](repeating: 1, count: 3).withUnsafeBufferPointer { scales in
+          try backend.packLinear(
+            [
+              WeightSource(
+                address: bytes.baseAddress!, dtype: .int8, rows: 3, columns: inputs, scales: scales.baseAddress,
+                owner: backend)
+            ], format: .int8PerChannel)
+        }
+      }
+      let out = try tensor([Float](repeating: 0, count: rows * 3), rows: rows, columns: 3)
+      backend.linear(try tensor(x, rows: rows, columns: inputs), weight, bias: nil, out: out)
+      var expected: [Float] = []
+      for r in 0..<rows {
+        for n in 0..<3 {
+          expected.append((0..<inputs).reduce(0) { $0 + x[r * inputs + $1] * Float(numbers[n * inputs + $1]) })
+        }
+      }
+      #expect(values(out) == expected, "\(rows) rows")
+    }
+  }
+
   @Test(arguments: levels)
   func int8ErrorIsMeasured(level: InstructionSet) throws {
     let backend = try makeBackend(level)

@@ -1,4 +1,4 @@
-public import ApusCore
+import ApusCore
 public import ApusTensors
 
 /// Feed-forward layers that are mixtures of experts, and how a token chooses among them.

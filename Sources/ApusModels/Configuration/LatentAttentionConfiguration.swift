@@ -1,4 +1,4 @@
-public import ApusCore
+import ApusCore
 import Glibc
 
 /// The sizes of multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434).

@@ -1,4 +1,4 @@
-public import ApusCommunication
+import ApusCommunication
 public import ApusCore
 public import ApusTensors
 import Glibc

@@ -78,7 +78,7 @@ extension ServerState {
       chat.addGenerationPrompt = addGenerationPrompt
       lists = [
         try service.encode(
-          try render(chat),
+          try service.renderChat(try chat.prompt(formats)),
           addSpecialTokens: false)
       ]
     } else {
