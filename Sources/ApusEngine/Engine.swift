@@ -510,7 +510,9 @@ public final class Engine: GenerationService {
     let giveUp: @Sendable () -> Void = { [mailbox] in _ = mailbox.post(.cancelFlush(reply: reply)) }
     let timer = Mutex<Task<Void, Never>?>(nil)
     // The time begins when the flush is on its way, which it so cannot be told to give up before.
-    let isFlushed = await ask(reply) { .flushCache(reply: $0) } then: {
+    let isFlushed = await ask(reply) {
+      .flushCache(reply: $0)
+    } then: {
       guard timeout > 0 else { return giveUp() }
       timer.withLock {
         $0 = Task {

@@ -79,7 +79,10 @@ struct BlockQuantizationTests {
   /// Any finite numbers, the largest and the smallest among them: never a trap.
   @Test func extremesNeverCrash() {
     var generator = SeededGenerator(seed: 7)
-    let special: [Float] = [0, -0, Float.leastNonzeroMagnitude, -Float.leastNonzeroMagnitude, 1e-38, 3.4e38, -3.4e38, 1, -1, 65504, 65520, 6e-8, 1e-20]
+    let special: [Float] = [
+      0, -0, Float.leastNonzeroMagnitude, -Float.leastNonzeroMagnitude, 1e-38, 3.4e38, -3.4e38, 1, -1, 65504, 65520,
+      6e-8, 1e-20,
+    ]
     for _ in 0..<200 {
       let numbers = (0..<256).map { _ -> Float in
         Bool.random(using: &generator)

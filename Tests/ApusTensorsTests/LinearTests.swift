@@ -191,7 +191,9 @@ import Testing
     let numbers = (0..<3 * inputs).map { i in i < inputs || i % 3 == 0 ? Int8.min : Int8(truncatingIfNeeded: i * 37) }
     for rows in [1, 2, 3, 5] {
       // The largest magnitude of each row is 127, so that its scale is 1.
-      let x = (0..<rows * inputs).map { i -> Float in (i + i / inputs) % 3 == 0 ? 127 : i % 7 == 0 ? Float(i % 100) : -127 }
+      let x = (0..<rows * inputs).map { i -> Float in
+        (i + i / inputs) % 3 == 0 ? 127 : i % 7 == 0 ? Float(i % 100) : -127
+      }
       let weight = try numbers.withUnsafeBytes { bytes in
         try [Float](repeating: 1, count: 3).withUnsafeBufferPointer { scales in
           try backend.packLinear(
