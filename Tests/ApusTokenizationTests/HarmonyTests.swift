@@ -310,6 +310,11 @@ struct HarmonyTests {
     #expect(
       try template.render(prompt)
         == head + "<|end|><|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Hel")
+    for blank in ["", " \n"] as [JSONValue] {
+      let call: JSONValue = ["role": "assistant", "tool_calls": [["function": ["name": "f", "arguments": blank]]]]
+      let text = try template.render(ChatPrompt(messages: [call], addGenerationPrompt: false))
+      #expect(text.hasSuffix("to=functions.f<|channel|>commentary <|constrain|>json<|message|>{}<|call|>"))
+    }
     for (messages, variables): (JSONValue, [String: JSONValue]) in [
       ([["role": "robot", "content": "x"]], [:]), ([["role": "tool", "content": "x"]], [:]), ("x", [:]),
       ([["role": "user", "content": [["type": "image_url"]]]], [:]), ([], ["reasoning_effort": "extreme"]),

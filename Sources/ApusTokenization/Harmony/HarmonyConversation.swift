@@ -144,7 +144,8 @@ struct HarmonyConversation {
       }
       let arguments: String
       switch function["arguments"] {
-      case .string(let text)?: arguments = text
+      // No text is no arguments.
+      case .string(let text)?: arguments = text.allSatisfy(\.isWhitespace) ? "{}" : text
       case nil, .null?: arguments = "{}"
       case let value?: arguments = TypeScriptType.json(value)
       }
